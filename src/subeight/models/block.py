@@ -1,0 +1,107 @@
+"""One decoder layer with its weights: loaded, callable, and its linears readable and writable as 2-D views."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from subeight.formats import Format, Scales, fake_quantize
+from subeight.models.model import Model
+from subeight.models.shell import Call
+from subeight.models.structure import LinearView, Structure
+from subeight.models.watch import PRODUCTS
+
+
+class Block:
+    """Block `index` of a model. It computes in `dtype`; `stored` keeps the weights as the checkpoint has them."""
+
+    def __init__(
+        self, model: Model, index: int, dtype: torch.dtype, device: torch.device | str = "cpu", *, keep: bool = False
+    ) -> None:
+        self.index = index
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.structure: Structure = model.structures[index]
+        self.prefix = model.skeleton.block_name(index)
+        self.module: nn.Module = copy.deepcopy(model.skeleton.blocks[index])
+        self.stored: dict[str, Tensor] = {}
+        for name in model.skeleton.block_parameters(index):
+            value = model.weights.read(name)
+            if keep:
+                self.stored[name] = value
+            self._set(name, value.to(self.device, dtype))
+        for name, buffer in list(self.module.named_buffers()):
+            owner, _, tail = name.rpartition(".")
+            self.module.get_submodule(owner)._buffers[tail] = buffer.to(self.device)
+        self._inputs = _input_formats(model, self.structure)
+
+    def _set(self, name: str, value: Tensor) -> None:
+        owner, _, tail = name.removeprefix(f"{self.prefix}.").rpartition(".")
+        self.module.get_submodule(owner)._parameters[tail] = nn.Parameter(value, requires_grad=False)
+
+    def parameter(self, name: str) -> Tensor:
+        """The live parameter of this full name."""
+        return self.module.get_parameter(name.removeprefix(f"{self.prefix}."))
+
+    def weight(self, view: LinearView) -> Tensor:
+        """The weight [out, in] that the block computes with, as a view of its parameter."""
+        return view.of(self.parameter(view.parameter))
+
+    def original(self, view: LinearView) -> Tensor:
+        """The weight [out, in] as stored, in float32 on the block's device; needs `keep=True`."""
+        return view.of(self.stored[view.parameter]).to(self.device, torch.float32)
+
+    def set_weight(self, view: LinearView, weight: Tensor) -> None:
+        """Makes the block compute with `weight` [out, in] from now on."""
+        self.weight(view).copy_(weight)
+
+    def quantize_inputs(self, formats: dict[str, tuple[Format, Scales | None]]) -> None:
+        """Rounds the inputs of the named linears from now on: a format, and a static scale where there is one."""
+        self._inputs = {**self._inputs, **formats}
+
+    def __call__(self, hidden: Tensor, call: Call) -> Tensor:
+        """The block's output for a hidden state [batch, length, width]."""
+        with torch.no_grad(), self._rounding():
+            return self.module(hidden.to(self.device, self.dtype), *call[0], **call[1])
+
+    @contextmanager
+    def _rounding(self) -> Iterator[None]:
+        if not self._inputs:
+            yield
+            return
+        rounded = {
+            self.weight(view).data_ptr(): self._inputs[view.info.name]
+            for view in self.structure.linears()
+            if view.info.name in self._inputs
+        }
+        with _InputRounding(rounded):
+            yield
+
+
+class _InputRounding(TorchFunctionMode):
+    """Rounds the input of every product with one of the given weights, as a W8A8 kernel would."""
+
+    def __init__(self, formats: dict[int, tuple[Format, Scales | None]]) -> None:
+        super().__init__()
+        self._formats = formats
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        product = PRODUCTS.get(func)
+        if product is not None and len(args) > product[1]:
+            found = self._formats.get(args[product[1]].data_ptr())
+            if found is not None:
+                value = args[product[0]]
+                args = list(args)
+                args[product[0]] = fake_quantize(value, found[0], found[1]).to(value.dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def _input_formats(model: Model, structure: Structure) -> dict[str, tuple[Format, Scales | None]]:
+    if model.codes is None:
+        return {}
+    found = {view.info.name: model.codes.inputs(view.info.name) for view in structure.linears()}
+    return {name: inputs for name, inputs in found.items() if inputs is not None}

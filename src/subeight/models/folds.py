@@ -1,0 +1,172 @@
+"""What can absorb a per-channel scale: the norm or the linear whose output a group of linears reads.
+
+Candidates come from watching (which norm wrote a tensor) and from widths (v -> o, up -> down); each is kept only
+where scaling one side up and the other down leaves the block's output as it was, tried on random inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from subeight.models.block import Block
+from subeight.models.shell import Call
+from subeight.models.structure import InputGroup, LinearView
+
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A producer that can be divided by s per channel while its readers' columns are multiplied by s.
+
+    `producer` is a norm module (full name) or a linear (checkpoint name); `channels[j]` is the producer's channel
+    that input column j reads (several columns read one channel under grouped-query attention); `offset` is 1 for
+    norms that multiply by 1 + weight; `rows` is where the producer's channels start in a fused linear.
+    """
+
+    producer: str
+    is_norm: bool
+    readers: tuple[LinearView, ...]
+    channels: tuple[int, ...]
+    count: int
+    offset: float = 0.0
+    rows: int = 0
+    view: LinearView | None = None
+
+    @property
+    def groups(self) -> set[str]:
+        """Names of the InputGroups whose input is scaled."""
+        return {reader.info.group for reader in self.readers}
+
+
+def apply(block: Block, fold: Fold, s: Tensor, *, stored: bool = True) -> None:
+    """Divides the producer's channels by `s` [count] and multiplies the readers' columns; the function stays.
+
+    Both the weights that the block computes with and (`stored`) those that will be written are changed.
+    """
+    channels = torch.tensor(fold.channels)
+    columns = s.detach().cpu().float()[channels]
+    targets = [(block.parameter, block.dtype)]
+    if stored and block.stored:
+        targets.append((block.stored.__getitem__, None))  # type: ignore[arg-type]
+    for get, _ in targets:
+        _divide(get, fold, s)
+        for view in fold.readers:
+            weight = view.of(get(view.parameter))
+            weight.copy_(weight.float() * columns.to(weight.device))
+
+
+def _divide(get, fold: Fold, s: Tensor) -> None:  # type: ignore[no-untyped-def]
+    if fold.is_norm:
+        weight = get(f"{fold.producer}.weight")
+        weight.copy_((weight.float() + fold.offset) / s.to(weight.device) - fold.offset)
+        try:
+            bias = get(f"{fold.producer}.bias")
+        except (AttributeError, KeyError):
+            return
+        bias.copy_(bias.float() / s.to(bias.device))
+        return
+    view = fold.view
+    assert view is not None
+    weight = view.of(get(view.parameter))[fold.rows : fold.rows + fold.count]
+    weight.copy_(weight.float() / s.to(weight.device)[:, None])
+    if view.bias is not None:
+        bias = get(view.bias)[fold.rows : fold.rows + fold.count]
+        bias.copy_(bias.float() / s.to(bias.device))
+
+
+def find_folds(block: Block, call: Call, width: int, *, head_dim: int | None) -> list[Fold]:
+    """Every fold of this block that keeps its function, in data order.
+
+    Args:
+        block: in float32, with `keep=False`; it is left as it was.
+        call: the block's other arguments for a hidden state [1, 64, width].
+        head_dim: width of one attention head, for v -> o under grouped-query attention; None where unknown.
+    """
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 64, width, generator=generator)
+    before = block(hidden, call)
+    found = []
+    for candidate in _candidates(block, head_dim):
+        s = torch.exp(0.5 * torch.randn(candidate.count, generator=generator))
+        if _keeps(block, candidate, s, hidden, call, before):
+            found.append(candidate)
+    return _one_per_group(found)
+
+
+def _keeps(block: Block, fold: Fold, s: Tensor, hidden: Tensor, call: Call, before: Tensor) -> bool:
+    names = {view.parameter for view in fold.readers} | {f"{fold.producer}.weight", f"{fold.producer}.bias"}
+    if fold.view is not None:
+        names |= {fold.view.parameter} | ({fold.view.bias} if fold.view.bias else set())
+    own = {f"{block.prefix}.{name}" for name, _ in block.module.named_parameters()}
+    saved = {name: block.parameter(name).clone() for name in names & own}
+    scale = before.abs().mean()
+    apply(block, fold, s, stored=False)
+    kept = bool((block(hidden, call) - before).abs().mean() <= _TOLERANCE * scale)
+    if kept:
+        # An expert that no token reached keeps any function: without the producer's half the output must differ.
+        for name in {view.parameter for view in fold.readers}:
+            block.parameter(name).copy_(saved[name])
+        kept = bool((block(hidden, call) - before).abs().mean() > _TOLERANCE * scale)
+    for name, value in saved.items():
+        block.parameter(name).copy_(value)
+    return kept
+
+
+def _candidates(block: Block, head_dim: int | None) -> list[Fold]:
+    groups = block.structure.groups
+    found: list[Fold] = []
+    for norm in dict.fromkeys(group.norm for group in groups if group.norm):
+        readers = tuple(view for group in groups if group.norm == norm for view in group.linears)
+        width = readers[0].info.shape[1]
+        for offset in (0.0, 1.0):
+            found.append(Fold(norm, True, readers, tuple(range(width)), width, offset))
+    for group in groups:
+        if group.norm is None:
+            found += _from_linears(block, group, groups, head_dim)
+    return found
+
+
+def _from_linears(
+    block: Block, group: InputGroup, groups: Sequence[InputGroup], head_dim: int | None
+) -> list[Fold]:
+    """Folds into an earlier linear whose rows, or a part of them, are as many as this group's columns (or divide them)."""
+    width = group.width
+    expert = group.linears[0].expert
+    earlier = [
+        view for other in groups if other.stage < group.stage for view in other.linears if view.expert == expert
+    ]
+    found = []
+    for view in reversed(earlier):
+        rows = view.info.shape[0]
+        for count, channels in _channel_maps(width, rows, head_dim):
+            for start in {rows - count, 0}:
+                found.append(
+                    Fold(view.info.name, False, group.linears, channels, count, rows=start, view=view)
+                )
+    return found
+
+
+def _channel_maps(width: int, rows: int, head_dim: int | None) -> list[tuple[int, tuple[int, ...]]]:
+    maps = []
+    if rows >= width:
+        maps.append((width, tuple(range(width))))
+    if head_dim and rows % head_dim == 0 and width % head_dim == 0:
+        heads = width // head_dim
+        # v alone has the key-value heads' rows; a fused q/k/v has them after those of all query heads and k.
+        for kv_heads in (rows // head_dim, (rows // head_dim - heads) // 2):
+            if 0 < kv_heads < heads and heads % kv_heads == 0:
+                repeat = heads // kv_heads
+                channels = tuple((j // head_dim // repeat) * head_dim + j % head_dim for j in range(width))
+                maps.append((kv_heads * head_dim, channels))
+    return maps
+
+
+def _one_per_group(folds: list[Fold]) -> list[Fold]:
+    """One fold for each set of readers; the first that kept the function wins (nearest producer)."""
+    chosen: dict[frozenset[str], Fold] = {}
+    for fold in folds:
+        chosen.setdefault(frozenset(view.info.name for view in fold.readers), fold)
+    return list(chosen.values())

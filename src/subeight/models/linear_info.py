@@ -1,0 +1,29 @@
+"""What is known about a linear before its weights are read: its name, its place and who shares its input."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LinearInfo:
+    """One 2-D weight that a recipe can decide about.
+
+    `name` is the checkpoint's name without ".weight" ("model.layers.3.self_attn.q_proj", "lm_head"), `shape`
+    is (out rows, in columns), and `block` the index of its decoder layer, None outside the layers. Linears
+    that read the same tensor share `group`, the name of their InputGroup; those that vLLM fuses into one
+    share `fusion`.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    block: int | None
+    group: str
+    fusion: str | None
+    kind: str  # "linear" | "conv1d" | "expert" | "head" | "embedding" | "router"
+    dtype: torch.dtype  # of the checkpoint
+
+    @property
+    def count(self) -> int:
+        """How many weights it holds."""
+        return self.shape[0] * self.shape[1]

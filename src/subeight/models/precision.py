@@ -1,0 +1,41 @@
+"""In which precision a model runs, and products of bf16 numbers that keep float32 sums."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from subeight.errors import InputError
+
+_NAMES = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.float32, "fp32": torch.float32}
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are faster than float32 ones: tensor cores, or AMX on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it fast, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    if name not in _NAMES:
+        raise InputError(f"--dtype was given {name!r}; allowed are auto, bfloat16 and float32.")
+    return _NAMES[name]
+
+
+@contextmanager
+def exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """Float32 matrix products; of tensors whose values are exact in bfloat16 (`dtype` says so) at AMX speed.
+
+    A product of two bf16 numbers is exact in float32 and oneDNN sums in float32, so nothing is lost; with other
+    values this would round them, so `dtype` must be the one that the operands came from.
+    """
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before

@@ -1,0 +1,110 @@
+"""The part of a model outside its blocks: embeddings before them, the last norm and the head after them.
+
+It runs transformers' own forward with the blocks taken out, so scaling, soft caps, position embeddings and masks are
+the family's own.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from subeight.models.model import Model
+from subeight.models.precision import exact_products
+from subeight.models.structure import Recorder, record_calls
+
+Call = tuple[tuple, dict]
+Head = Callable[[Tensor], Tensor]
+
+
+class Shell:
+    """Embeddings, last norm and head of one model, in one dtype on one device."""
+
+    def __init__(self, model: Model, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._skeleton = model.skeleton
+        self._module = copy.deepcopy(model.skeleton.model)
+        self._tied = set(getattr(self._module, "all_tied_weights_keys", None) or {}) if model.skeleton.tied else set()
+        for name in model.skeleton.shell_parameters():
+            if name not in self._tied:
+                self._set(name, model.weights.read(name).to(self.device, dtype))
+        self._module.tie_weights()
+        for name, buffer in list(self._module.named_buffers()):
+            owner, _, tail = name.rpartition(".")
+            self._module.get_submodule(owner)._buffers[tail] = buffer.to(self.device)
+        self._calls: dict[tuple[int, ...], list[Call]] = {}
+
+    def _set(self, name: str, value: Tensor) -> None:
+        owner, _, tail = name.rpartition(".")
+        self._module.get_submodule(owner)._parameters[tail] = nn.Parameter(value, requires_grad=False)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The input of the first block, [batch, length, width], for token ids [batch, length]."""
+        hidden, calls = record_calls(self._module, self._skeleton, ids.to(self.device))
+        self._calls.setdefault(tuple(ids.shape), calls)
+        return hidden
+
+    def call(self, shape: tuple[int, ...], block: int) -> Call:
+        """The other arguments that the trunk gives to block `block` for ids of this shape."""
+        if shape not in self._calls:
+            self.embed(torch.zeros(shape, dtype=torch.long))
+        return self._calls[shape][block]
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """The final hidden state (after the last norm) from the output of the last block."""
+        trunk = self._module.get_submodule(self._skeleton.trunk_name)
+        tail = self._skeleton.blocks_name.rpartition(".")[2]
+        blocks = getattr(trunk, tail)
+        recorders = [Recorder(block, []) for block in blocks]
+        recorders[-1].result = hidden
+        setattr(trunk, tail, nn.ModuleList(recorders))
+        try:
+            with torch.no_grad():
+                ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
+                return trunk(input_ids=ids, use_cache=False).last_hidden_state
+        finally:
+            setattr(trunk, tail, blocks)
+
+    def head(self) -> Head:
+        """A function from final hidden states [n, width] to float32 logits [n, vocabulary].
+
+        Products of bf16 numbers are summed in float32, so the logits are those of the bf16 weights exactly.
+        """
+        module = copy.copy(self._module)
+        module._modules = dict(self._module._modules)
+        head = self._module.get_output_embeddings()
+        full = nn.Linear(1, 1, bias=False, device="meta")
+        full.weight = nn.Parameter(head.weight.float(), requires_grad=False)
+        full.bias = None if head.bias is None else nn.Parameter(head.bias.float(), requires_grad=False)
+        module.set_output_embeddings(full)
+        trunk_name = self._skeleton.trunk_name
+        dtype = self.dtype
+
+        def logits(hidden: Tensor) -> Tensor:
+            trunk = module.get_submodule(trunk_name)
+            trunk.forward = _given(hidden.float()[None])
+            try:
+                with exact_products(dtype), torch.no_grad():
+                    return module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits[0]
+            finally:
+                del trunk.forward
+
+        return logits
+
+
+class _Given(BaseModelOutputWithPast):
+    """A trunk's output with nothing but a hidden state; whatever else a family looks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _given(hidden: Tensor) -> Callable[..., BaseModelOutputWithPast]:
+    def forward(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return _Given(last_hidden_state=hidden)
+
+    return forward

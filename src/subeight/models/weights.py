@@ -1,0 +1,182 @@
+"""A model's weights by parameter name, one at a time, from whatever the checkpoint stores.
+
+A checkpoint's names and shapes are not always the model's: transformers renames, and fuses per-expert matrices into
+one 3-D parameter. Its own conversion tables say how; here they are run for single parameters, so that the whole model
+is never in memory.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
+
+from subeight.errors import ModelError
+from subeight.models.read.gguf import GgufTensors
+from subeight.models.read.safetensors import Stored
+
+
+class Weights(Protocol):
+    """Where a model's parameters come from."""
+
+    def names(self) -> Iterable[str]:
+        """The parameters that can be read."""
+
+    def read(self, name: str) -> Tensor:
+        """One parameter, in the checkpoint's dtype and the model's shape."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that `read` will return."""
+
+
+class StoredWeights:
+    """Parameters out of safetensors, through transformers' renamings and conversions.
+
+    Raises:
+        ModelError: a parameter that the checkpoint lacks, a shape that is not the config's, a NaN or an Inf.
+    """
+
+    def __init__(self, tensors: dict[str, Stored], model: PreTrainedModel) -> None:
+        self._tensors = tensors
+        self._model = model
+        self._shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        self._sources = self._match(tensors)
+        self._tied = _tied_names(model)
+
+    def _match(self, tensors: dict[str, Stored]) -> dict[str, tuple[WeightConverter | None, list]]:
+        mapping = get_model_conversion_mapping(self._model)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+        state = self._model.state_dict()
+        prefix = self._model.base_model_prefix
+        sources: dict[str, tuple[WeightConverter | None, list]] = {}
+        for name in sorted(tensors, key=dot_natural_key):
+            renamed, pattern = rename_source_key(name, renamings, converters, prefix, state)
+            if renamed not in state and name in state:
+                renamed, pattern = name, None
+            if renamed not in state:
+                continue
+            converter = by_pattern[pattern] if pattern else None
+            sources.setdefault(renamed, (converter, []))[1].append((name, pattern))
+            for target in converter.target_patterns[1:] if converter else ():
+                sources.setdefault(renamed.replace(converter.target_patterns[0], target), (converter, []))  # type: ignore[union-attr]
+        return sources
+
+    def names(self) -> Iterable[str]:
+        return self._shapes.keys()
+
+    def stored(self, name: str) -> list[Stored]:
+        """The tensors of the checkpoint that make up the parameter `name`."""
+        return [self._tensors[source] for source, _ in self._resolve(name)[1]]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.stored(name)[0].dtype
+
+    def _resolve(self, name: str) -> tuple[WeightConverter | None, list]:
+        found = self._sources.get(name)
+        if found is None:
+            for other in self._tied.get(name, ()):
+                if other in self._sources:
+                    return self._sources[other]
+            raise ModelError(
+                f"The checkpoint lacks the tensor {name}, which its config asks for; is a shard missing, or is the "
+                "config another model's?"
+            )
+        return found
+
+    def read(self, name: str) -> Tensor:
+        converter, sources = self._resolve(name)
+        if converter is None:
+            value = self._tensors[sources[0][0]].read()
+        else:
+            value = self._convert(name, converter, sources)
+        expected = self._shapes[name]
+        if tuple(value.shape) != expected:
+            raise ModelError(
+                f"Tensor {name} has the shape {list(value.shape)}, but the config asks for {list(expected)}; the "
+                "checkpoint and the config do not belong together."
+            )
+        require_finite(name, value)
+        return value
+
+    def _convert(self, name: str, converter: WeightConverter, sources: list) -> Tensor:
+        run = deepcopy(converter)
+        for source, pattern in sources:
+            run.add_tensor(name, source, pattern, self._tensors[source].read)
+        made = run.convert(name, model=self._model, config=self._model.config)
+        value = made[name]
+        return value[0] if isinstance(value, list) else value
+
+
+def _tied_names(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Parameters that share one tensor: each name with its fellows."""
+    tied: dict[str, list[str]] = {}
+    for name, other in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        tied.setdefault(name, []).append(other)
+        tied.setdefault(other, []).append(name)
+    return tied
+
+
+def require_finite(name: str, value: Tensor) -> None:
+    """Raises ModelError, naming the tensor, where a weight is NaN or Inf."""
+    if value.is_floating_point() and value.element_size() > 1 and not bool(torch.isfinite(value.sum())):
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise ModelError(
+                f"Tensor {name} has {bad} values that are NaN or Inf; the model is damaged: download it again."
+            )
+
+
+def checkpoint_names(model: PreTrainedModel, parameters: Sequence[str]) -> dict[str, tuple[str, Tensor]]:
+    """For each checkpoint tensor that `parameters` become when saved: its parameter, and which rows of it.
+
+    Fused parameters [experts, rows, columns] are followed by numbering their rows and reversing transformers' own
+    conversion: the value is a tensor of flat row numbers. Others give an empty tensor.
+    """
+    found: dict[str, tuple[str, Tensor]] = {}
+    state = model.state_dict()
+    for parameter in parameters:
+        shape = state[parameter].shape
+        if len(shape) == 3:
+            rows = torch.arange(shape[0] * shape[1], dtype=torch.int64).view(shape[0], shape[1], 1)
+            for name, value in revert_weight_conversion(model, {parameter: rows}).items():
+                found[name] = (parameter, value)
+        else:
+            (name,) = revert_weight_conversion(model, {parameter: torch.empty(0)})
+            found[name] = (parameter, torch.empty(0))
+    return found
+
+
+def natural(name: str) -> list:
+    """A sort key under which `layers.10` comes after `layers.9`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+class GgufWeights:
+    """Parameters out of a GGUF file, dequantized to float32."""
+
+    def __init__(self, tensors: GgufTensors) -> None:
+        self._tensors = tensors
+
+    def names(self) -> Iterable[str]:
+        return self._tensors.names()
+
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.float32
+
+    def read(self, name: str) -> Tensor:
+        value = self._tensors.read(name)
+        require_finite(name, value)
+        return value
