@@ -1,0 +1,137 @@
+"""A quantized matrix: codes, scales and zero points; and rounding to nearest, which makes one.
+
+Every method ends here: `quantize` rounds a whole weight, `quantize_columns` a few columns by the same
+arithmetic (what GPTQ calls), and `dequantize` gives the weight that the next layer will see.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subeight.errors import FormatError
+from subeight.formats.format import Format
+from subeight.formats.packing import pack
+from subeight.formats.scales import Scales, grouped, ungrouped
+from subeight.formats.search import NOT_FINITE, find_scales
+
+
+@dataclass(eq=False)
+class QTensor:
+    """A quantized matrix [out, in].
+
+    Codes are unpacked: int8 for int grids, uint8 indices for nf4 and fp4, torch's float8 for fp8. Scales are
+    float32 numbers that the scale type can hold: see `Scales`.
+    """
+
+    format: Format
+    shape: tuple[int, int]
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+    global_scale: Tensor | None = None
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
+        """The weight that the codes stand for, computed in float32 and rounded once to `dtype`."""
+        parts = Scales(self.scales, self.zeros, self.global_scale)
+        values = grouped(self.format.values.values(self.codes), self.format)
+        if parts.zeros is not None:
+            values = values - parts.zeros.to(torch.float32)[..., None]
+        return ungrouped(values * parts.effective[..., None], self.shape[1]).to(dtype)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors as they are stored, `nbytes` in all.
+
+        Codes are packed below 8 bits, scales have their own type, zero points are packed too: [groups, out].
+        """
+        bits = self.format.code_bits
+        tensors = {
+            "codes": self.codes if bits == 8 else pack(self.codes, bits),
+            "scales": self.scales.to(self.format.scale_dtype),
+        }
+        if self.zeros is not None:
+            columns = self.zeros.T.contiguous()
+            tensors["zeros"] = columns if bits == 8 else pack(columns, bits)
+        if self.global_scale is not None:
+            tensors["global_scale"] = self.global_scale
+        return tensors
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes really stored: packed codes, scales and zero points."""
+        return self.format.stored_bits(self.shape) // 8
+
+    def rows(self, start: int, stop: int) -> "QTensor":
+        """The rows from `start` up to `stop`, as views."""
+        codes = self.codes[start:stop]
+        if self.format.per == "tensor":
+            scales, zeros = self.scales, self.zeros
+        else:
+            scales = self.scales[start:stop]
+            zeros = None if self.zeros is None else self.zeros[start:stop]
+        return QTensor(self.format, (len(codes), self.shape[1]), codes, scales, zeros, self.global_scale)
+
+    def to(self, device: torch.device | str) -> "QTensor":
+        """The same on another device."""
+        return QTensor(
+            self.format,
+            self.shape,
+            self.codes.to(device),
+            self.scales.to(device),
+            None if self.zeros is None else self.zeros.to(device),
+            None if self.global_scale is None else self.global_scale.to(device),
+        )
+
+
+@torch.no_grad()
+def quantize(
+    weight: Float[Tensor, "out in"],
+    format: Format,
+    scales: Scales | None = None,
+    *,
+    search: str = "absmax",
+    importance: Float[Tensor, "in"] | None = None,
+) -> QTensor:
+    """Rounds a weight to nearest, with the given scales or those that `find_scales` finds."""
+    if scales is None:
+        scales = find_scales(weight, format, search=search, importance=importance)
+    elif not bool(torch.isfinite(weight).all()):
+        raise FormatError(NOT_FINITE)
+    rows, width = weight.shape
+    expected = (1 if format.per == "tensor" else rows, format.groups(width))
+    if tuple(scales.scales.shape) != expected:
+        raise FormatError(
+            f"scales of shape {tuple(scales.scales.shape)} do not fit {format} of a {rows} x {width} weight: "
+            f"give {expected}"
+        )
+    scaled = grouped(weight.to(torch.float32), format) / scales.effective[..., None]
+    if scales.zeros is not None:
+        scaled += scales.zeros.to(torch.float32)[..., None]
+    codes = ungrouped(format.values.codes(scaled), width).contiguous()
+    return QTensor(format, (rows, width), codes, scales.scales, scales.zeros, scales.global_scale)
+
+
+def quantize_columns(
+    weight_columns: Float[Tensor, "out k"],
+    format: Format,
+    scales_column: Tensor,
+    zeros_column: Tensor | None = None,
+    global_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Codes and dequantized float32 values of some columns, exactly as `quantize` rounds them.
+
+    Scales and zero points are one per row, [out], or one per weight, [out, k]. Nothing is checked: GPTQ calls
+    it for every column.
+    """
+    scale = scales_column if scales_column.ndim == weight_columns.ndim else scales_column[:, None]
+    if global_scale is not None:
+        scale = scale / global_scale
+    scaled = weight_columns / scale
+    if zeros_column is None:
+        codes = format.values.codes(scaled)
+        return codes, format.values.values(codes) * scale
+    zero = zeros_column if zeros_column.ndim == weight_columns.ndim else zeros_column[:, None]
+    zero = zero.to(torch.float32)
+    codes = format.values.codes(scaled.add_(zero))
+    return codes, format.values.values(codes).sub_(zero).mul_(scale)
