@@ -1,0 +1,60 @@
+"""Every method that can be found, with every choice it offers, in every kind of format."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from subeight.formats import Format
+from subeight.methods.base import MOVES, Method, Move, Round, build, describe, find_methods
+from subeight.models.stats import GATHERED
+from tests.contract.methods import FORMATS, check_move, check_round, variants
+
+DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
+METHODS = find_methods()
+
+
+def _cases(kind: type[Method]) -> list:
+    return [
+        pytest.param(name, options, id="-".join([name, *map(str, options.values())]))
+        for name, made in METHODS.items()
+        if issubclass(made, kind)
+        for options in variants(made)
+    ]
+
+
+@pytest.mark.parametrize("text", FORMATS)
+@pytest.mark.parametrize(("name", "options"), _cases(Round))
+def test_rounds(name, options, text):
+    check_round(build(name, options), Format.parse(text))
+
+
+@pytest.mark.parametrize("inputs", [None, "int8:token", "int8:tensor", "fp8:token"])
+@pytest.mark.parametrize(
+    "formats", [["int4:g64:sym"], ["int3:g32:asym", None, "int8:channel"], [None], ["mxfp4", "nf4:g64"]]
+)
+@pytest.mark.parametrize(("name", "options"), _cases(Move))
+def test_moves(name, options, formats, inputs):
+    parsed = [None if text is None else Format.parse(text) for text in formats]
+    check_move(build(name, options), parsed, None if inputs is None else Format.parse(inputs))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_says_what_it_is(name):
+    made = METHODS[name]
+    module = inspect.getmodule(made)
+    assert made.name == name == Path(module.__file__).stem
+    assert made.move == Path(module.__file__).parent.name
+    assert made.move in MOVES
+    assert made.scope in ("linear", "group", "block", "model")
+    assert build(name).needs <= GATHERED
+    assert re.search(r"https://arxiv\.org/abs/\d{4}\.\d{5}", module.__doc__), "name the paper"
+    assert made.__doc__
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_documented_as_it_is(name):
+    text = DOCS.read_text(encoding="utf-8")
+    assert f"\n## {name}\n" in text
+    assert describe(METHODS[name]) in text, f"docs/methods.md: write this table\n{describe(METHODS[name])}"
