@@ -1,8 +1,9 @@
 """One decoder layer with its weights: loaded, callable, and its linears readable and writable as 2-D views."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,16 +12,33 @@ from torch.overrides import TorchFunctionMode
 
 from subeight.formats import Format, Scales, fake_quantize
 from subeight.models.model import Model
+from subeight.models.read.quantized import Codes
 from subeight.models.shell import Call
 from subeight.models.structure import LinearView, Structure
 from subeight.models.watch import PRODUCTS
+from subeight.models.weights import Weights
+
+
+@dataclass(frozen=True)
+class Written:
+    """Another source of a block's weights than the model's own: a shard that was just quantized."""
+
+    weights: Weights
+    codes: Codes | None
 
 
 class Block:
     """Block `index` of a model. It computes in `dtype`; `stored` keeps the weights as the checkpoint has them."""
 
     def __init__(
-        self, model: Model, index: int, dtype: torch.dtype, device: torch.device | str = "cpu", *, keep: bool = False
+        self,
+        model: Model,
+        index: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        keep: bool = False,
+        written: Written | None = None,
     ) -> None:
         self.index = index
         self.dtype = dtype
@@ -29,19 +47,24 @@ class Block:
         self.prefix = model.skeleton.block_name(index)
         self.module: nn.Module = copy.deepcopy(model.skeleton.blocks[index])
         self.stored: dict[str, Tensor] = {}
+        source = written or Written(model.weights, model.codes)
         for name in model.skeleton.block_parameters(index):
-            value = model.weights.read(name)
+            value = source.weights.read(name)
             if keep:
                 self.stored[name] = value
             self._set(name, value.to(self.device, dtype))
         for name, buffer in list(self.module.named_buffers()):
             owner, _, tail = name.rpartition(".")
             self.module.get_submodule(owner)._buffers[tail] = buffer.to(self.device)
-        self._inputs = _input_formats(model, self.structure)
+        self._inputs = _input_formats(source.codes, self.structure)
 
     def _set(self, name: str, value: Tensor) -> None:
         owner, _, tail = name.removeprefix(f"{self.prefix}.").rpartition(".")
         self.module.get_submodule(owner)._parameters[tail] = nn.Parameter(value, requires_grad=False)
+
+    def parameters(self) -> list[str]:
+        """Full names of the block's parameters."""
+        return [f"{self.prefix}.{name}" for name, _ in self.module.named_parameters()]
 
     def parameter(self, name: str) -> Tensor:
         """The live parameter of this full name."""
@@ -70,14 +93,23 @@ class Block:
 
     @contextmanager
     def _rounding(self) -> Iterator[None]:
-        if not self._inputs:
+        with Block.rounding_of([self]):
+            yield
+
+    @staticmethod
+    @contextmanager
+    def rounding_of(blocks: Sequence["Block"]) -> Iterator[None]:
+        """Rounds the inputs of these blocks' linears as their formats say, while it lasts."""
+        rounded = {
+            block.weight(view).data_ptr(): block._inputs[view.info.name]
+            for block in blocks
+            if block._inputs
+            for view in block.structure.linears()
+            if view.info.name in block._inputs
+        }
+        if not rounded:
             yield
             return
-        rounded = {
-            self.weight(view).data_ptr(): self._inputs[view.info.name]
-            for view in self.structure.linears()
-            if view.info.name in self._inputs
-        }
         with _InputRounding(rounded):
             yield
 
@@ -100,8 +132,8 @@ class _InputRounding(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _input_formats(model: Model, structure: Structure) -> dict[str, tuple[Format, Scales | None]]:
-    if model.codes is None:
+def _input_formats(codes: Codes | None, structure: Structure) -> dict[str, tuple[Format, Scales | None]]:
+    if codes is None:
         return {}
-    found = {view.info.name: model.codes.inputs(view.info.name) for view in structure.linears()}
+    found = {view.info.name: codes.inputs(view.info.name) for view in structure.linears()}
     return {name: inputs for name, inputs in found.items() if inputs is not None}

@@ -4,7 +4,7 @@ Candidates come from watching (which norm wrote a tensor) and from widths (v -> 
 where scaling one side up and the other down leaves the block's output as it was, tried on random inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,40 +41,43 @@ class Fold:
         return {reader.info.group for reader in self.readers}
 
 
-def apply(block: Block, fold: Fold, s: Tensor, *, stored: bool = True) -> None:
+def apply(block: Block, fold: Fold, s: Tensor) -> None:
     """Divides the producer's channels by `s` [count] and multiplies the readers' columns; the function stays.
 
-    Both the weights that the block computes with and (`stored`) those that will be written are changed.
+    Where the block keeps its stored weights, those are changed and what it computes with follows them, so that the
+    block computes with what will be written.
     """
-    channels = torch.tensor(fold.channels)
-    columns = s.detach().cpu().float()[channels]
-    targets = [(block.parameter, block.dtype)]
-    if stored and block.stored:
-        targets.append((block.stored.__getitem__, None))  # type: ignore[arg-type]
-    for get, _ in targets:
-        _divide(get, fold, s)
-        for view in fold.readers:
-            weight = view.of(get(view.parameter))
-            weight.copy_(weight.float() * columns.to(weight.device))
+    columns = s.detach().cpu().float()[torch.tensor(fold.channels)]
+    get = block.stored.__getitem__ if block.stored else block.parameter
+    changed = _divide(get, fold, s, set(block.parameters()))
+    for view in fold.readers:
+        weight = view.of(get(view.parameter))
+        weight.copy_(weight.float() * columns.to(weight.device))
+        changed.add(view.parameter)
+    if block.stored:
+        for name in changed:
+            block.parameter(name).copy_(block.stored[name])
 
 
-def _divide(get, fold: Fold, s: Tensor) -> None:  # type: ignore[no-untyped-def]
+def _divide(get: Callable[[str], Tensor], fold: Fold, s: Tensor, known: set[str]) -> set[str]:
+    """Divides the producer's channels; returns the names of the parameters that changed."""
     if fold.is_norm:
-        weight = get(f"{fold.producer}.weight")
-        weight.copy_((weight.float() + fold.offset) / s.to(weight.device) - fold.offset)
-        try:
-            bias = get(f"{fold.producer}.bias")
-        except (AttributeError, KeyError):
-            return
-        bias.copy_(bias.float() / s.to(bias.device))
-        return
+        names = [name for name in (f"{fold.producer}.weight", f"{fold.producer}.bias") if name in known]
+        for name in names:
+            offset = fold.offset if name.endswith(".weight") else 0.0
+            value = get(name)
+            value.copy_((value.float() + offset) / s.to(value.device) - offset)
+        return set(names)
     view = fold.view
-    assert view is not None
-    weight = view.of(get(view.parameter))[fold.rows : fold.rows + fold.count]
+    assert view is not None, "a fold into a linear has its view"
+    part = slice(fold.rows, fold.rows + fold.count)
+    weight = view.of(get(view.parameter))[part]
     weight.copy_(weight.float() / s.to(weight.device)[:, None])
-    if view.bias is not None:
-        bias = get(view.bias)[fold.rows : fold.rows + fold.count]
-        bias.copy_(bias.float() / s.to(bias.device))
+    if view.bias is None:
+        return {view.parameter}
+    bias = get(view.bias)[part]
+    bias.copy_(bias.float() / s.to(bias.device))
+    return {view.parameter, view.bias}
 
 
 def find_folds(block: Block, call: Call, width: int, *, head_dim: int | None) -> list[Fold]:
@@ -100,10 +103,9 @@ def _keeps(block: Block, fold: Fold, s: Tensor, hidden: Tensor, call: Call, befo
     names = {view.parameter for view in fold.readers} | {f"{fold.producer}.weight", f"{fold.producer}.bias"}
     if fold.view is not None:
         names |= {fold.view.parameter} | ({fold.view.bias} if fold.view.bias else set())
-    own = {f"{block.prefix}.{name}" for name, _ in block.module.named_parameters()}
-    saved = {name: block.parameter(name).clone() for name in names & own}
+    saved = {name: block.parameter(name).clone() for name in names & set(block.parameters())}
     scale = before.abs().mean()
-    apply(block, fold, s, stored=False)
+    apply(block, fold, s)
     kept = bool((block(hidden, call) - before).abs().mean() <= _TOLERANCE * scale)
     if kept:
         # An expert that no token reached keeps any function: without the producer's half the output must differ.
@@ -129,23 +131,17 @@ def _candidates(block: Block, head_dim: int | None) -> list[Fold]:
     return found
 
 
-def _from_linears(
-    block: Block, group: InputGroup, groups: Sequence[InputGroup], head_dim: int | None
-) -> list[Fold]:
+def _from_linears(block: Block, group: InputGroup, groups: Sequence[InputGroup], head_dim: int | None) -> list[Fold]:
     """Folds into an earlier linear whose rows, or a part of them, are as many as this group's columns (or divide them)."""
     width = group.width
     expert = group.linears[0].expert
-    earlier = [
-        view for other in groups if other.stage < group.stage for view in other.linears if view.expert == expert
-    ]
+    earlier = [view for other in groups if other.stage < group.stage for view in other.linears if view.expert == expert]
     found = []
     for view in reversed(earlier):
         rows = view.info.shape[0]
         for count, channels in _channel_maps(width, rows, head_dim):
             for start in {rows - count, 0}:
-                found.append(
-                    Fold(view.info.name, False, group.linears, channels, count, rows=start, view=view)
-                )
+                found.append(Fold(view.info.name, False, group.linears, channels, count, rows=start, view=view))
     return found
 
 

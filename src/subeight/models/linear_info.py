@@ -1,8 +1,11 @@
 """What is known about a linear before its weights are read: its name, its place and who shares its input."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+from subeight.formats import Format
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,19 @@ class LinearInfo:
     def count(self) -> int:
         """How many weights it holds."""
         return self.shape[0] * self.shape[1]
+
+
+class Decided(Protocol):
+    """A linear and what was decided about it: what readers and exporters need to know of a plan's Site."""
+
+    @property
+    def linear(self) -> LinearInfo:
+        """Which linear."""
+
+    @property
+    def weights(self) -> Format | None:
+        """The format of its weights, None where they are kept as they are."""
+
+    @property
+    def inputs(self) -> Format | None:
+        """The format of its inputs, None where they are left as they are."""

@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from subeight.errors import ModelError
 from subeight.models.linear_info import LinearInfo
 from subeight.models.read.gguf import GgufTensors, gguf_config
-from subeight.models.read.quantized import quantized_tensors
+from subeight.models.read.quantized import Codes, quantized_tensors
 from subeight.models.read.safetensors import index_directory
 from subeight.models.skeleton import Skeleton
 from subeight.models.source import Source, locate
@@ -38,7 +44,7 @@ class Model:
         self.skeleton = Skeleton(self.config, trust_remote_code=trust_remote_code)
         self.structures = Structures(self.skeleton)
         self.quantization: dict[str, Any] | None = getattr(self.config, "quantization_config", None)
-        self.codes = None
+        self.codes: Codes | None = None
         self.weights: Weights = self._open_weights()
 
     def _open_weights(self) -> Weights:
@@ -72,6 +78,11 @@ class Model:
     def generation_config(self) -> GenerationConfig | None:
         path = self.directory / "generation_config.json"
         return GenerationConfig.from_pretrained(self.directory) if path.is_file() else None
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the checkpoint's weights (of its embeddings, where they differ)."""
+        return self.weights.dtype(self.skeleton.shell_parameters()[0])
 
     @cached_property
     def linears(self) -> list[LinearInfo]:

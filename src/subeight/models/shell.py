@@ -17,20 +17,27 @@ from subeight.models.precision import exact_products
 from subeight.models.structure import Recorder, record_calls
 
 Call = tuple[tuple, dict]
-Head = Callable[[Tensor], Tensor]
 
 
 class Shell:
-    """Embeddings, last norm and head of one model, in one dtype on one device."""
+    """Embeddings, last norm and head of one model, in one dtype on one device.
 
-    def __init__(self, model: Model, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    With `weights=False` nothing is read: it only tells with which masks and positions the blocks are called.
+    """
+
+    def __init__(
+        self, model: Model, dtype: torch.dtype, device: torch.device | str = "cpu", *, weights: bool = True
+    ) -> None:
         self.dtype = dtype
         self.device = torch.device(device)
         self._skeleton = model.skeleton
         self._module = copy.deepcopy(model.skeleton.model)
         self._tied = set(getattr(self._module, "all_tied_weights_keys", None) or {}) if model.skeleton.tied else set()
         for name in model.skeleton.shell_parameters():
-            if name not in self._tied:
+            if not weights:
+                shape = self._module.get_parameter(name).shape
+                self._set(name, torch.zeros(1, dtype=dtype, device=self.device).expand(shape))
+            elif name not in self._tied:
                 self._set(name, model.weights.read(name).to(self.device, dtype))
         self._module.tie_weights()
         for name, buffer in list(self._module.named_buffers()):
@@ -69,31 +76,54 @@ class Shell:
         finally:
             setattr(trunk, tail, blocks)
 
-    def head(self) -> Head:
-        """A function from final hidden states [n, width] to float32 logits [n, vocabulary].
+    def head(self) -> "Head":
+        """The function from final hidden states [n, width] to float32 logits [n, vocabulary]."""
+        return Head(self._module, self._skeleton.trunk_name, self.dtype)
 
-        Products of bf16 numbers are summed in float32, so the logits are those of the bf16 weights exactly.
-        """
-        module = copy.copy(self._module)
-        module._modules = dict(self._module._modules)
-        head = self._module.get_output_embeddings()
+
+class Head:
+    """Final hidden states [n, width] to float32 logits [n, vocabulary], through transformers' own forward.
+
+    Products of bf16 numbers are summed in float32, so the logits are those of the bf16 weights exactly. Where the
+    family does no more than multiply (tried once), `into` writes the logits into memory that is there already.
+    """
+
+    def __init__(self, module: nn.Module, trunk: str, dtype: torch.dtype) -> None:
+        self._module = copy.copy(module)
+        self._module._modules = dict(module._modules)
+        self._trunk = trunk
+        self._dtype = dtype
+        head = module.get_output_embeddings()
         full = nn.Linear(1, 1, bias=False, device="meta")
         full.weight = nn.Parameter(head.weight.float(), requires_grad=False)
         full.bias = None if head.bias is None else nn.Parameter(head.bias.float(), requires_grad=False)
-        module.set_output_embeddings(full)
-        trunk_name = self._skeleton.trunk_name
-        dtype = self.dtype
+        self._module.set_output_embeddings(full)
+        self._weight = full.weight
+        probe = torch.randn(2, self._weight.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+        probe = probe.to(self._weight.device)
+        plain = self._product(probe)
+        observed = self(probe)
+        self.vocabulary = observed.shape[-1]
+        if plain.shape == observed.shape and torch.allclose(plain, observed, rtol=1e-6, atol=1e-6):
+            self.into = self._into
 
-        def logits(hidden: Tensor) -> Tensor:
-            trunk = module.get_submodule(trunk_name)
-            trunk.forward = _given(hidden.float()[None])
-            try:
-                with exact_products(dtype), torch.no_grad():
-                    return module(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False).logits[0]
-            finally:
-                del trunk.forward
+    def __call__(self, hidden: Tensor) -> Tensor:
+        trunk = self._module.get_submodule(self._trunk)
+        trunk.forward = _given(hidden.float()[None])
+        try:
+            with exact_products(self._dtype), torch.no_grad():
+                ids = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+                return self._module(input_ids=ids, use_cache=False).logits[0]
+        finally:
+            del trunk.forward
 
-        return logits
+    def _product(self, hidden: Tensor) -> Tensor:
+        with exact_products(self._dtype):
+            return hidden.float() @ self._weight.T
+
+    def _into(self, hidden: Tensor, out: Tensor) -> None:
+        with exact_products(self._dtype):
+            torch.mm(hidden.float(), self._weight.T, out=out)
 
 
 class _Given(BaseModelOutputWithPast):

@@ -264,7 +264,9 @@ def _renamed(group: InputGroup, old: str, new: str) -> InputGroup:
             parameter=swap(view.parameter),
             bias=swap(view.bias) if view.bias else None,
             info=replace(
-                view.info, name=swap(view.info.name), fusion=swap(view.info.fusion) if view.info.fusion else None
+                view.info,
+                name=swap(view.info.name),
+                fusion=swap(view.info.fusion) if view.info.fusion else None,
             ),
         )
         for view in group.linears

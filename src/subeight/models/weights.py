@@ -159,6 +159,11 @@ def checkpoint_names(model: PreTrainedModel, parameters: Sequence[str]) -> dict[
     return found
 
 
+def saved_as(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """These parameters under the names and in the shapes of a checkpoint of this family."""
+    return dict(revert_weight_conversion(model, state))
+
+
 def natural(name: str) -> list:
     """A sort key under which `layers.10` comes after `layers.9`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

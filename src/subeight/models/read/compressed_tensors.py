@@ -7,7 +7,7 @@ that package is imported here, so that what it computes can be compared with wha
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from subeight.errors import ModelError
 from subeight.formats import Format, QTensor, unpack
-from subeight.models.linear_info import LinearInfo
+from subeight.models.linear_info import Decided, LinearInfo
 
 Get = Callable[[str], Tensor]
 METHOD = "compressed-tensors"
@@ -40,9 +40,34 @@ def unsayable(linear: LinearInfo, weights: Format, inputs: Format | None = None)
         )
     if linear.kind == "expert" and not weights.symmetric:
         return f"{linear.name} is an expert with zero points, which transformers drops when it loads"
+    if linear.kind == "expert" and inputs is not None:
+        return f"{linear.name} is an expert with quantized inputs, which transformers leaves as they are"
+    if inputs is not None and packed_zeros(weights, inputs):
+        return f"{linear.name} has packed zero points and quantized inputs, which no engine runs"
     if inputs is not None and (inputs.grid not in _INPUT_GRIDS or inputs.per not in ("token", "tensor")):
         return f"{linear.name} has inputs in {inputs}, where int8, int4 or fp8 by token or tensor can be held"
     return None
+
+
+def unsayable_together(sites: Sequence[Decided]) -> str | None:
+    """Why transformers could not load these linears from one checkpoint; None where it can."""
+    pairs = {(site.weights, site.inputs) for site in sites if site.weights is not None}
+    affine = next((weights for weights, inputs in pairs if packed_zeros(weights, inputs)), None)
+    if affine is not None and len(pairs) > 1:
+        return f"transformers loads packed zero points ({affine}) only where every linear has the same format"
+    experts = {site.weights for site in sites if site.linear.kind == "expert"}
+    if len(experts) > 1 or (experts == {None} and any(weights.grid != "fp8" for weights, _ in pairs)):
+        return "transformers loads experts only where all of them are quantized, in the same format"
+    return None
+
+
+def packed_zeros(weights: Format, inputs: Format | None) -> bool:
+    """Whether such linears have zero points packed along the rows.
+
+    transformers 5.23 with compressed-tensors 0.20 expects them unpacked and fails, unless it dequantizes as it loads.
+    """
+    packed = storage(weights, inputs) == "pack-quantized"
+    return packed and not weights.symmetric and weights.per != "tensor"
 
 
 def _largest_divisor(width: int, limit: int) -> int:
@@ -80,13 +105,10 @@ def from_args(args: dict[str, Any], scale_dtype: torch.dtype = torch.bfloat16) -
     elif kind == "float" and bits == 8 and args.get("scale_dtype") is None:
         grid = "fp8"
     else:
-        raise ModelError(
-            f"The checkpoint stores {kind} of {bits} bits, but int of 2 to 8 bits and fp8 can be read."
-        )
+        raise ModelError(f"The checkpoint stores {kind} of {bits} bits, but int of 2 to 8 bits and fp8 can be read.")
     if strategy not in ("group", "channel", "tensor", "token"):
         raise ModelError(
-            f"The checkpoint has one scale per {strategy}, but scales per group, channel, tensor or token "
-            "can be read."
+            f"The checkpoint has one scale per {strategy}, but scales per group, channel, tensor or token can be read."
         )
     return Format(
         grid=grid,
@@ -123,9 +145,7 @@ class Reader:
         """The config group of this linear, None where it is stored in full precision."""
         if any(_target_rank(target, name) in (0, 1) for target in self.ignore):
             return None
-        ranked = [
-            (rank, at) for at, group in enumerate(self.schemes) if (rank := group.rank(name)) is not None
-        ]
+        ranked = [(rank, at) for at, group in enumerate(self.schemes) if (rank := group.rank(name)) is not None]
         return self.schemes[min(ranked)[1]] if ranked else None
 
     def inputs(self, name: str) -> Format | None:
@@ -142,9 +162,7 @@ class Reader:
         if scheme is None or scheme.weights is None:
             return None
         if scheme.weights.get("actorder") in ("group", "dynamic"):
-            raise ModelError(
-                f"{name} has reordered columns (actorder: group), which are not supported; use another."
-            )
+            raise ModelError(f"{name} has reordered columns (actorder: group), which are not supported; use another.")
         scales = _part(name, "weight_scale", get)
         format = from_args(scheme.weights, scales.dtype)
         codes = _codes(name, scheme, format, get)
@@ -175,17 +193,11 @@ def read(config: dict[str, Any]) -> Reader:
     schemes = []
     for key, group in (content.get("config_groups") or {}).items():
         if not isinstance(group, dict):
-            raise ModelError(
-                f"The config group {key!r} names a preset; write its weights out in config.json."
-            )
+            raise ModelError(f"The config group {key!r} names a preset; write its weights out in config.json.")
         stored = str(group.get("format") or default)
         if group.get("weights") is not None and stored not in READABLE:
-            raise ModelError(
-                f"The config group {key!r} is stored as {stored!r}; {', '.join(READABLE)} can be read."
-            )
-        schemes.append(
-            Scheme(tuple(group["targets"]), group.get("weights"), group.get("input_activations"), stored)
-        )
+            raise ModelError(f"The config group {key!r} is stored as {stored!r}; {', '.join(READABLE)} can be read.")
+        schemes.append(Scheme(tuple(group["targets"]), group.get("weights"), group.get("input_activations"), stored))
     return Reader(tuple(schemes), tuple(content.get("ignore") or ()))
 
 
@@ -212,9 +224,7 @@ def _codes(name: str, scheme: Scheme, format: Format, get: Get) -> Tensor:
     rows, columns = (int(size) for size in _part(name, "weight_shape", get).tolist())
     packed = _part(name, "weight_packed", get)
     if packed.shape != (rows, -(-columns * format.code_bits // 32)):
-        raise ModelError(
-            f"{name}.weight_packed has the shape {list(packed.shape)}, which {rows} x {columns} is not."
-        )
+        raise ModelError(f"{name}.weight_packed has the shape {list(packed.shape)}, which {rows} x {columns} is not.")
     return unpack(packed, format.code_bits, columns)
 
 

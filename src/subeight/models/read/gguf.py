@@ -62,6 +62,9 @@ class GgufTensors:
         stored = self._sources[name]
         weights = dequantize(stored.data, stored.tensor_type)
         result = self._processor.process(
-            weights=weights, name=stored.name, tensor_key_mapping=self._mapping, parsed_parameters={"tensors": {}}
+            weights=weights,
+            name=stored.name,
+            tensor_key_mapping=self._mapping,
+            parsed_parameters={"tensors": {}},
         )
         return torch.from_numpy(np.ascontiguousarray(result.weights, dtype=np.float32).copy())

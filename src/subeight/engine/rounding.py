@@ -1,0 +1,89 @@
+"""Rounding one InputGroup: the linears that agree in format and methods are stacked and rounded in one pass."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subeight.engine.job import Outcome
+from subeight.formats import QTensor
+from subeight.methods.base import Method, Round, build
+from subeight.models.block import Block
+from subeight.models.stats import Stats
+from subeight.models.structure import InputGroup, LinearView
+from subeight.recipes.plan import Plan, Site
+
+
+def methods_of(site: Site) -> list[Method]:
+    """The methods of a site, built."""
+    return [build(name, options) for name, options in site.methods]
+
+
+def rounder_of(site: Site) -> Round:
+    """The one method of a site that rounds."""
+    return next(method for method in methods_of(site) if isinstance(method, Round))
+
+
+def needs(plan: Plan, groups: Iterable[InputGroup], *, moves: bool, rounds: bool) -> frozenset[str]:
+    """The statistics that the methods of these groups read."""
+    wanted: set[str] = set()
+    for group in groups:
+        for view in group.linears:
+            site = plan.site(view.info.name)
+            if site.weights is None:
+                continue
+            for method in methods_of(site):
+                if (moves and method.move == "move") or (rounds and method.move == "round"):
+                    wanted |= method.needs
+            if rounds and site.inputs is not None and site.inputs.per == "tensor":
+                wanted.add("absmax")
+    return frozenset(wanted)
+
+
+def round_group(
+    block: Block, group: InputGroup, plan: Plan, stats: Stats | None, seed: int
+) -> tuple[dict[str, QTensor], list[Outcome]]:
+    """Codes for every linear of the group that the plan quantizes, and what each lost."""
+    stacks: dict[tuple, list[LinearView]] = defaultdict(list)
+    for view in group.linears:
+        site = plan.site(view.info.name)
+        if site.weights is None:
+            continue
+        alone = view.info.name if site.weights.per == "tensor" else ""
+        stacks[(site.weights, repr(site.methods), alone)].append(view)
+    codes: dict[str, QTensor] = {}
+    outcomes: list[Outcome] = []
+    for views in stacks.values():
+        site = plan.site(views[0].info.name)
+        assert site.weights is not None
+        weight = torch.cat([block.original(view) for view in views])  # [sum of rows, in]
+        notes: dict[str, Any] = {}
+        rounded = rounder_of(site).round(weight, site.weights, stats, _generator(seed, views[0].info.name), notes)
+        start = 0
+        for view in views:
+            stop = start + view.info.shape[0]
+            part = rounded.rows(start, stop)
+            codes[view.info.name] = part
+            outcomes.append(_outcome(view.info.name, weight[start:stop], part, stats, notes))
+            start = stop
+    return codes, outcomes
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    """One generator for each linear, so that a resumed run draws what an uninterrupted one does."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def _outcome(name: str, weight: Tensor, codes: QTensor, stats: Stats | None, notes: dict[str, Any]) -> Outcome:
+    error = codes.dequantize() - weight
+    output = None
+    if stats is not None and stats.hessian is not None and stats.count:
+        lost = float(((error @ stats.hessian) * error).sum(dtype=torch.float64))
+        whole = float(((weight @ stats.hessian) * weight).sum(dtype=torch.float64))
+        output = max(lost, 0.0) / whole if whole > 0 else None
+    norm = float(weight.norm())
+    return Outcome(name, float(error.norm()) / norm if norm else 0.0, output, dict(notes))
