@@ -1,0 +1,124 @@
+"""One streamed pass of a model over the evaluation text: the final hidden state in front of every scored token.
+
+Those states are small, and through the head they give the exact logits again, so the baseline's are computed once
+and kept on disk under their coordinates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from subeight.models.block import Block
+from subeight.models.model import Model
+from subeight.models.read.safetensors import index_file
+from subeight.models.shell import Head, Shell
+from subeight.records.coordinates import fingerprint
+from subeight.records.files import atomic_path
+from subeight.records.progress import progress
+from subeight.text import Batch, EvaluationSet, Sample, batches
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Computing:
+    """In which precision, where, and how loudly a pass runs."""
+
+    dtype: torch.dtype
+    device: torch.device
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What is run: the samples that are scored token by token, then one sequence for each option of each question."""
+
+    samples: tuple[Sample, ...]
+    scored: int  # the first `scored` samples are token by token, the others are options
+    question: tuple[int, ...]
+    option: tuple[int, ...]
+    answers: tuple[int, ...]
+    categories: tuple[str, ...]
+
+    @classmethod
+    def of(cls, evaluation: EvaluationSet) -> "Sequences":
+        """The sequences of an evaluation set, options unfolded."""
+        plain = [sample for sample in evaluation.samples if sample.choices is None]
+        asked = [sample for sample in evaluation.samples if sample.choices is not None and sample.answer is not None]
+        options: list[Sample] = []
+        question: list[int] = []
+        option: list[int] = []
+        for number, sample in enumerate(asked):
+            for at, choice in enumerate(sample.choices or ()):
+                scored = (False,) * len(sample.ids) + (True,) * len(choice)
+                options.append(replace(sample, ids=sample.ids + choice, scored=scored, choices=None, answer=None))
+                question.append(number)
+                option.append(at)
+        return cls(
+            samples=(*plain, *options),
+            scored=len(plain),
+            question=tuple(question),
+            option=tuple(option),
+            answers=tuple(sample.answer or 0 for sample in asked),
+            categories=tuple(sample.category for sample in asked),
+        )
+
+    def batches(self) -> list[Batch]:
+        return batches(self.samples, BATCH_TOKENS)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One model's states for all sequences: per batch [scored tokens, width], and its head."""
+
+    hidden: list[Tensor]
+    head: Head
+
+
+def places_of(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the scored tokens of a batch, row by row."""
+    return torch.nonzero(batch.scored, as_tuple=True)
+
+
+def run_pass(model: Model, listed: Sequence[Batch], computing: Computing, what: str) -> Pass:
+    """Streams the model's blocks over the batches; memory holds one block and the hidden states."""
+    shell = Shell(model, computing.dtype, computing.device)
+    states = [shell.embed(batch.ids) for batch in listed]
+    count = len(model.skeleton.blocks)
+    with progress(count, what, "blocks", quiet=computing.quiet) as advance:
+        for index in range(count):
+            block = Block(model, index, computing.dtype, computing.device)
+            for number, batch in enumerate(listed):
+                states[number] = block(states[number], shell.call(tuple(batch.ids.shape), index))
+            advance()
+    hidden = []
+    for state, batch in zip(states, listed, strict=True):
+        rows, columns = places_of(batch)
+        final = shell.finish(state)
+        hidden.append(final[rows.to(final.device), columns.to(final.device) - 1])
+    return Pass(hidden, shell.head())
+
+
+def reference_pass(model: Model, sequences: Sequences, evaluation: str, computing: Computing, cache: Path) -> Pass:
+    """The baseline's pass, read from `cache` where the same one was made before.
+
+    The key holds the baseline, the evaluation, the dtype, the device and the thread count.
+    """
+    listed = sequences.batches()
+    key = fingerprint(
+        [model.coordinate, evaluation, str(computing.dtype), str(computing.device), torch.get_num_threads(), 2]
+    )
+    path = cache / f"reference-{key}.safetensors"
+    if path.is_file():
+        stored = index_file(path)
+        hidden = [stored[f"{number:06d}"].read().to(computing.device) for number in range(len(listed))]
+        return Pass(hidden, Shell(model, computing.dtype, computing.device).head())
+    made = run_pass(model, listed, computing, f"Running the baseline {model.label}")
+    cache.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        save_file({f"{n:06d}": state.contiguous().cpu() for n, state in enumerate(made.hidden)}, partial)
+    return made

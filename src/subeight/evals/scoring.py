@@ -1,0 +1,162 @@
+"""A candidate against its baseline on one evaluation set: outcomes per token, and the numbers of a record."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+
+from subeight.errors import InputError
+from subeight.evals.choices import choice_numbers, gather_choices
+from subeight.evals.generation import generation_agreement
+from subeight.evals.numbers import Places, numbers, sample_rows
+from subeight.evals.passes import Computing, Pass, Sequences, places_of, reference_pass, run_pass
+from subeight.evals.tokens import TokenOutcomes, Workspace, token_outcomes
+from subeight.models.model import Model
+from subeight.models.whole import Whole
+from subeight.text import EvaluationSet, Sample, with_answer
+
+ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every candidate: the sequences, the baseline's pass over them, and its generations."""
+
+    baseline: Model
+    evaluation: EvaluationSet
+    sequences: Sequences
+    reference: Pass
+    computing: Computing
+    generations: list[list[int]] | None
+    prompts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate's numbers, and its outcomes token by token with their places."""
+
+    numbers: dict[str, Any]
+    rows: list[dict[str, Any]]
+    outcomes: TokenOutcomes | None
+    places: Places | None
+
+
+def ask(
+    baseline: Model, evaluation: EvaluationSet, computing: Computing, cache: Path, *, generate: int = 0
+) -> Question:
+    """Runs the baseline once. `generate` is the number of prompts whose greedy answers will be compared."""
+    whole = None
+    if generate or any(sample.needs_answer for sample in evaluation.samples):
+        whole = Whole(baseline, computing.dtype, computing.device)
+    evaluation = _answered(baseline, evaluation, whole)
+    sequences = Sequences.of(evaluation)
+    reference = reference_pass(baseline, sequences, evaluation.hash, computing, cache)
+    prompts = _prompts(sequences.samples[: sequences.scored], generate)
+    stop = stop_tokens(baseline)
+    generations = whole.greedy(prompts, ANSWER_TOKENS, stop) if whole and prompts else None
+    return Question(baseline, evaluation, sequences, reference, computing, generations, prompts)
+
+
+def score(question: Question, candidate: Model, *, seed: int = 0) -> Scored:
+    """The candidate's pass, compared token by token with the baseline's.
+
+    Raises:
+        InputError: the two models have different vocabularies.
+    """
+    _require_same_vocabulary(question.baseline, candidate)
+    sequences, computing = question.sequences, question.computing
+    made = run_pass(candidate, sequences.batches(), computing, f"Evaluating {candidate.label}")
+    outcomes = _outcomes(question, made)
+    scored, options = _split(outcomes, sequences)
+    choices = _choices(options, sequences)
+    generation = _generation(question, candidate)
+    if scored is None:
+        return Scored({"choices": choices, "generation": generation, "warnings": []}, [], None, None)
+    places = Places.of_samples(sequences.samples[: sequences.scored])
+    found = numbers(scored, places, seed=seed, choices=choices, generation=generation)
+    return Scored(found, sample_rows(scored, places), scored, places)
+
+
+def _outcomes(question: Question, made: Pass) -> dict[int, TokenOutcomes]:
+    """Outcomes by sequence number, tokens in their order."""
+    space = Workspace(question.reference.head.vocabulary)
+    found: dict[int, TokenOutcomes] = {}
+    for number, batch in enumerate(question.sequences.batches()):
+        rows, columns = places_of(batch)
+        if not len(rows):
+            continue
+        part = token_outcomes(
+            question.reference.hidden[number],
+            made.hidden[number],
+            question.reference.head,
+            made.head,
+            batch.ids[rows, columns],
+            workspace=space,
+        )
+        for row, sequence in enumerate(batch.index):
+            mine = (rows == row).to(part.kl.device)
+            found[sequence] = TokenOutcomes(
+                part.nll_reference[mine], part.nll_candidate[mine], part.kl[mine], part.agree[mine]
+            )
+    return found
+
+
+def _split(
+    outcomes: dict[int, TokenOutcomes], sequences: Sequences
+) -> tuple[TokenOutcomes | None, list[TokenOutcomes]]:
+    ordered = [outcomes[number] for number in range(len(sequences.samples)) if number in outcomes]
+    scored = [outcomes[number] for number in range(sequences.scored) if number in outcomes]
+    return (TokenOutcomes.joined(scored) if scored else None), ordered[len(scored) :]
+
+
+def _choices(options: list[TokenOutcomes], sequences: Sequences) -> dict[str, Any] | None:
+    if not options:
+        return None
+    question = [q for q, part in zip(sequences.question, options, strict=True) for _ in range(len(part))]
+    option = [o for o, part in zip(sequences.option, options, strict=True) for _ in range(len(part))]
+    asked = gather_choices(TokenOutcomes.joined(options), question, option, sequences.answers, sequences.categories)
+    return choice_numbers(asked)
+
+
+def _generation(question: Question, candidate: Model) -> dict[str, Any] | None:
+    if question.generations is None:
+        return None
+    whole = Whole(candidate, question.computing.dtype, question.computing.device)
+    written = whole.greedy(question.prompts, ANSWER_TOKENS, stop_tokens(question.baseline))
+    return generation_agreement(question.generations, written)
+
+
+def _answered(baseline: Model, evaluation: EvaluationSet, whole: Whole | None) -> EvaluationSet:
+    """The set with the baseline's own greedy answer after every prompt that ends with the user."""
+    if whole is None or not any(sample.needs_answer for sample in evaluation.samples):
+        return evaluation
+    stop = stop_tokens(baseline)
+    samples = []
+    for sample in evaluation.samples:
+        answer = whole.greedy([sample.ids], ANSWER_TOKENS, stop)[0] if sample.needs_answer else None
+        samples.append(with_answer(sample, answer or sorted(stop)[:1]) if answer is not None else sample)
+    return replace(evaluation, samples=tuple(samples))
+
+
+def _prompts(samples: Sequence[Sample], count: int) -> list[list[int]]:
+    """Beginnings of the first samples of each category in turn: a third of each, at least 8 tokens."""
+    return [list(sample.ids[: max(8, len(sample.ids) // 3)]) for sample in samples[:count]]
+
+
+def stop_tokens(model: Model) -> set[int]:
+    """The tokens that end an answer."""
+    found: set[int] = set()
+    for source in (model.generation_config(), model.config.get_text_config(decoder=True)):
+        value = getattr(source, "eos_token_id", None)
+        found |= set(value) if isinstance(value, list) else set() if value is None else {value}
+    return found
+
+
+def _require_same_vocabulary(baseline: Model, candidate: Model) -> None:
+    sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (baseline, candidate)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{candidate.label} has a vocabulary of {sizes[1]} and {baseline.label} one of {sizes[0]}; give the "
+            "full-precision model that the candidate was made from."
+        )
