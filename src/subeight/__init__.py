@@ -1,0 +1,37 @@
+"""Subeight takes a language model below 8 bits, shows what breaks, and finds out why.
+
+The verbs of the command line are functions here, and the nouns that they speak of:
+
+    result = subeight.quantize("smollm2", "gptq-int4", options=subeight.Options(out=Path("smollm2-int4")))
+    result = subeight.evaluate("smollm2-int4", "smollm2")
+    result.numbers["kl"]
+"""
+
+from subeight.errors import InputError, ParityError, SubeightError, UndecidedError
+from subeight.formats import Format, QTensor
+from subeight.models.model import Model
+from subeight.recipes import Plan, Recipe
+from subeight.records import Coordinates, Record
+from subeight.verbs import Options, Result, compare, evaluate, export, inspect, quantize, report
+
+__all__ = [
+    "Coordinates",
+    "Format",
+    "InputError",
+    "Model",
+    "Options",
+    "ParityError",
+    "Plan",
+    "QTensor",
+    "Recipe",
+    "Record",
+    "Result",
+    "SubeightError",
+    "UndecidedError",
+    "compare",
+    "evaluate",
+    "export",
+    "inspect",
+    "quantize",
+    "report",
+]

@@ -7,19 +7,21 @@ import torch
 from torch import Tensor
 
 from subeight.engine.job import Job, Outcome, Settings
-from subeight.engine.moves import block_folds, move_block, moving
+from subeight.engine.moves import move_block, moving
 from subeight.engine.rounding import needs, round_group, rounder_of
+from subeight.engine.shards import block_tensors, checkpoint_config, shell_tensors
 from subeight.engine.streams import Stream
 from subeight.export.checkpoint import ShardWriter
 from subeight.formats import Format, QTensor, Scales, find_scales
 from subeight.models.block import Block, Written
+from subeight.models.folds import Fold, block_folds
 from subeight.models.model import Model
 from subeight.models.read.quantized import quantized_tensors
-from subeight.models.read.safetensors import index_file
+from subeight.models.read.safetensors import Stored, index_file
 from subeight.models.shell import Shell
 from subeight.models.stats import Stats
 from subeight.models.tap import chunks, gather
-from subeight.models.weights import StoredWeights, saved_as
+from subeight.models.weights import StoredWeights
 from subeight.records.files import atomic_write
 
 # Files of a run that may lie beside the checkpoint's own.
@@ -36,12 +38,12 @@ class Lane:
         self.job = job
         self.settings = settings
         self.plan = job.plan
-        tied = frozenset(getattr(model.skeleton.model, "all_tied_weights_keys", None) or {})
+        self.seconds = 0.0  # spent on this recipe, its share of what is shared included
         self.writer = ShardWriter(
             job.directory,
             job.exporter,
             len(model.skeleton.blocks) + 1,
-            tied if model.skeleton.tied else frozenset(),
+            model.skeleton.tied_names,
             beside=RUN_FILES,
         )
 
@@ -63,7 +65,7 @@ class Lane:
             wanted = needs(self.plan, groups, moves=True, rounds=once)
             stats = self._gather(block, list(groups), shell, stream, wanted)
         if moves:
-            stats = move_block(block, block_folds(self.model, block.index), self.plan, stats)
+            stats = move_block(block, self._folds(block.index), self.plan, stats)
         rounds = needs(self.plan, groups, moves=False, rounds=True)
         codes: dict[str, QTensor] = {}
         outcomes: list[Outcome] = []
@@ -81,7 +83,7 @@ class Lane:
     def quantize_exact(self, block: Block, stats: dict[str, Stats]) -> None:
         """Quantizes a block from statistics of the baseline's own activations; the block is this lane's to change."""
         if moving(self.plan, block):
-            stats = move_block(block, block_folds(self.model, block.index), self.plan, dict(stats))
+            stats = move_block(block, self._folds(block.index), self.plan, dict(stats))
         codes: dict[str, QTensor] = {}
         outcomes: list[Outcome] = []
         scales: dict[str, Tensor] = {}
@@ -91,6 +93,9 @@ class Lane:
             codes |= done
             outcomes += lost
         self._write(block, codes, scales, outcomes)
+
+    def _folds(self, index: int) -> list[Fold]:
+        return block_folds(self.model, Block(self.model, index, torch.float32))
 
     def _limit(self) -> int:
         return self.settings.max_memory or (1 << 62)
@@ -113,7 +118,7 @@ class Lane:
     ) -> None:
         """Lets the block compute with the codes, and rounds inputs where the plan says so."""
         inputs: dict[str, tuple[Format, Scales | None]] = {}
-        for name, code in codes.items():
+        for name in codes:
             site = self.plan.site(name)
             if site.inputs is None:
                 continue
@@ -125,30 +130,13 @@ class Lane:
             inputs[name] = (site.inputs, static)
         for view in views:
             if view.info.name in codes:
-                block.set_weight(view, self._as_written(codes[view.info.name], view.info.dtype))
+                block.set_weight(view, self.job.exporter.as_loaded(self.plan.site(view.info.name), codes[view.info.name]))
         block.quantize_inputs(inputs)
-
-    def _as_written(self, codes: QTensor, dtype: torch.dtype) -> Tensor:
-        # Plain weights are stored in the baseline's dtype, so that rounding is part of what was written.
-        value = codes.dequantize(torch.float32)
-        return value.to(dtype) if self.job.exporter.name == "dense" else value
 
     def _write(
         self, block: Block, codes: dict[str, QTensor], scales: dict[str, Tensor], outcomes: list[Outcome]
     ) -> None:
-        tensors: dict[str, Tensor] = {}
-        for name, code in codes.items():
-            tensors |= self.job.exporter.tensors(self.plan.site(name), code.to("cpu"), None, scales.get(name))
-        views: dict[str, list] = {}
-        for view in block.structure.linears():
-            views.setdefault(view.parameter, []).append(view)
-        for name, value in block.stored.items():
-            inside = views.get(name, [])
-            if all(view.info.name in codes for view in inside) and inside:
-                continue
-            for stored, part in saved_as(self.model.skeleton.model, {name: value}).items():
-                if stored.removesuffix(".weight") not in codes:
-                    tensors[stored] = part
+        tensors = block_tensors(self.model, block.structure, block.stored, codes, self.plan, self.job.exporter, scales)
         notes = [outcome.to_dict() for outcome in outcomes]
         folder = self.job.directory / ".blocks"
         folder.mkdir(exist_ok=True)
@@ -157,7 +145,7 @@ class Lane:
 
     def written(self, index: int) -> Written:
         """The weights of a finished block as its shard has them."""
-        stored = dict(index_file(self.writer.path(index)))
+        stored: dict[str, Stored] = dict(index_file(self.writer.path(index)))
         config = self.job.exporter.quantization_config(self.plan.sites)
         if config is None:
             return Written(StoredWeights(stored, self.model.skeleton.model), None)
@@ -168,30 +156,22 @@ class Lane:
         """Writes what lies outside the blocks, then the config, the index and the tokenizer."""
         index = len(self.model.skeleton.blocks)
         if not self.writer.has(index):
-            self.writer.write(index, self._shell_tensors())
-        config = self.model.skeleton.config.to_dict()
-        config["architectures"] = [type(self.model.skeleton.model).__name__]
-        config["dtype"] = str(self.model.stored_dtype).removeprefix("torch.")
-        self.writer.finish(config, self.plan.sites, self.model.directory)
+            codes = self._shell_codes()
+            self.writer.write(index, shell_tensors(self.model, codes, self.plan, self.job.exporter))
         if self.model.source.gguf is not None:
             self.model.tokenizer().save_pretrained(self.job.directory)
+        source = None if self.model.source.gguf is not None else self.model.directory
+        self.writer.finish(checkpoint_config(self.model), self.plan.sites, source)
 
-    def _shell_tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        tied = set(getattr(self.model.skeleton.model, "all_tied_weights_keys", None) or {})
-        for name in self.model.skeleton.shell_parameters():
-            if self.model.skeleton.tied and name in tied:
-                continue
-            value = self.model.weights.read(name)
-            linear = name.removesuffix(".weight")
-            site = next((s for s in self.plan.sites if s.linear.name == linear and s.weights is not None), None)
-            if site is None:
-                tensors |= saved_as(self.model.skeleton.model, {name: value})
-                continue
-            generator = torch.Generator().manual_seed(self.settings.seed)
-            codes = rounder_of(site).round(value.float(), site.weights, None, generator)
-            tensors |= self.job.exporter.tensors(site, codes)
-        return tensors
+    def _shell_codes(self) -> dict[str, QTensor]:
+        """Codes of the embeddings and the head, where a rule names them."""
+        codes: dict[str, QTensor] = {}
+        for site in self.plan.sites:
+            if site.linear.block is None and site.weights is not None:
+                weight = self.model.weights.read(f"{site.linear.name}.weight").float()
+                generator = torch.Generator().manual_seed(self.settings.seed)
+                codes[site.linear.name] = rounder_of(site).round(weight, site.weights, None, generator)
+        return codes
 
     def outcomes(self) -> dict[str, dict[str, Any]]:
         """What each linear lost, of all blocks, by name."""

@@ -5,6 +5,7 @@ stream and one pass; every other recipe has its own stream, whose activations ha
 """
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
@@ -61,6 +62,7 @@ def _run_own(
     advance(stream.position)
     last = len(model.skeleton.blocks) - 1
     for index in range(stream.position, len(model.skeleton.blocks)):
+        began = time.monotonic()
         if index < finished:
             block = Block(model, index, settings.dtype, settings.device, written=lane.written(index))
         else:
@@ -69,6 +71,7 @@ def _run_own(
             block.stored.clear()
         if index < last:
             stream.advance(block, shell)
+        lane.seconds += time.monotonic() - began
         advance()
 
 
@@ -87,14 +90,18 @@ def _run_exact(
     advance(start)
     last = len(model.skeleton.blocks) - 1
     for index in range(start, len(model.skeleton.blocks)):
+        began = time.monotonic()
         waiting = [lane for lane in lanes if lane.finished <= index]
         block = Block(model, index, settings.dtype, settings.device, keep=bool(waiting))
         stats: dict[str, Stats] = {}
         if stream is not None:
             stats = _tap_exact(block, waiting, shell, stream, settings, forward=index < last)
+        common = time.monotonic() - began
         for number, lane in enumerate(waiting):
             mine = block if number == len(waiting) - 1 else _copied(block)
+            began = time.monotonic()
             lane.quantize_exact(mine, stats)
+            lane.seconds += time.monotonic() - began + common / len(waiting)
         advance()
 
 

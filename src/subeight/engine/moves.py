@@ -6,13 +6,9 @@ from subeight.engine.rounding import methods_of
 from subeight.errors import SubeightError
 from subeight.methods.base import Move
 from subeight.models.block import Block
-from subeight.models.folds import Fold, apply, find_folds
-from subeight.models.model import Model
-from subeight.models.shell import Shell
+from subeight.models.folds import Fold, apply
 from subeight.models.stats import Stats
 from subeight.recipes.plan import Plan
-
-_PROBE = 64
 
 
 def moving(plan: Plan, block: Block) -> dict[str, list[Move]]:
@@ -24,15 +20,6 @@ def moving(plan: Plan, block: Block) -> dict[str, list[Move]]:
         if moves:
             found[view.info.group] = moves
     return found
-
-
-def block_folds(model: Model, index: int) -> list[Fold]:
-    """The folds of one block, tried on its real weights in float32."""
-    probe = Block(model, index, torch.float32)
-    text = model.config.get_text_config(decoder=True)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    shell = Shell(model, torch.float32, weights=False)
-    return find_folds(probe, shell.call((1, _PROBE), index), text.hidden_size, head_dim=head_dim)
 
 
 def move_block(block: Block, folds: list[Fold], plan: Plan, stats: dict[str, Stats]) -> dict[str, Stats]:

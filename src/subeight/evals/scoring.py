@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
 from subeight.errors import InputError
 from subeight.evals.choices import choice_numbers, gather_choices
 from subeight.evals.generation import generation_agreement

@@ -4,17 +4,19 @@ Candidates come from watching (which norm wrote a tensor) and from widths (v -> 
 where scaling one side up and the other down leaves the block's output as it was, tried on random inputs.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from subeight.models.block import Block
-from subeight.models.shell import Call
+from subeight.models.block import Block, Written
+from subeight.models.model import Model
+from subeight.models.shell import Call, Shell
 from subeight.models.structure import InputGroup, LinearView
 
 _TOLERANCE = 1e-4
+PROBE_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def find_folds(block: Block, call: Call, width: int, *, head_dim: int | None) ->
         head_dim: width of one attention head, for v -> o under grouped-query attention; None where unknown.
     """
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, 64, width, generator=generator)
+    hidden = torch.randn(1, PROBE_TOKENS, width, generator=generator)
     before = block(hidden, call)
     found = []
     for candidate in _candidates(block, head_dim):
@@ -123,16 +125,15 @@ def _candidates(block: Block, head_dim: int | None) -> list[Fold]:
     for norm in dict.fromkeys(group.norm for group in groups if group.norm):
         readers = tuple(view for group in groups if group.norm == norm for view in group.linears)
         width = readers[0].info.shape[1]
-        for offset in (0.0, 1.0):
-            found.append(Fold(norm, True, readers, tuple(range(width)), width, offset))
+        found += [Fold(norm, True, readers, tuple(range(width)), width, offset) for offset in (0.0, 1.0)]
     for group in groups:
         if group.norm is None:
-            found += _from_linears(block, group, groups, head_dim)
+            found += _from_linears(group, groups, head_dim)
     return found
 
 
-def _from_linears(block: Block, group: InputGroup, groups: Sequence[InputGroup], head_dim: int | None) -> list[Fold]:
-    """Folds into an earlier linear whose rows, or a part of them, are as many as this group's columns (or divide them)."""
+def _from_linears(group: InputGroup, groups: Sequence[InputGroup], head_dim: int | None) -> list[Fold]:
+    """Folds into an earlier linear whose rows, or a part of them, are as many as the group's columns or divide them."""
     width = group.width
     expert = group.linears[0].expert
     earlier = [view for other in groups if other.stage < group.stage for view in other.linears if view.expert == expert]
@@ -140,8 +141,10 @@ def _from_linears(block: Block, group: InputGroup, groups: Sequence[InputGroup],
     for view in reversed(earlier):
         rows = view.info.shape[0]
         for count, channels in _channel_maps(width, rows, head_dim):
-            for start in {rows - count, 0}:
-                found.append(Fold(view.info.name, False, group.linears, channels, count, rows=start, view=view))
+            found += [
+                Fold(view.info.name, False, group.linears, channels, count, rows=start, view=view)
+                for start in dict.fromkeys((rows - count, 0))
+            ]
     return found
 
 
@@ -166,3 +169,64 @@ def _one_per_group(folds: list[Fold]) -> list[Fold]:
     for fold in folds:
         chosen.setdefault(frozenset(view.info.name for view in fold.readers), fold)
     return list(chosen.values())
+
+
+def for_every_expert(folds: Sequence[Fold], groups: Sequence[InputGroup]) -> list[Fold]:
+    """The folds, and those of the experts that no token of the trial reached: all experts of a layer run the same code."""
+    found = list(folds)
+    have = {name for fold in folds for name in fold.groups}
+    views = {view.info.name: view for group in groups for view in group.linears}
+    patterns = [fold for fold in folds if fold.view is not None and fold.view.expert is not None]
+    for group in groups:
+        like = next((fold for fold in patterns if _alike(fold.readers[0], group.linears[0])), None)
+        if group.name in have or like is None:
+            continue
+        expert = group.linears[0].expert
+        view = next(v for v in views.values() if v.expert == expert and like.view and _alike(v, like.view))
+        found.append(replace(like, producer=view.info.name, readers=group.linears, view=view))
+    return found
+
+
+def _alike(one: LinearView, other: LinearView) -> bool:
+    """Whether two views are the same part of two experts."""
+    return one.expert is not None and (one.parameter, one.rows) == (other.parameter, other.rows)
+
+
+class _RandomWeights:
+    """Random numbers in place of a model's weights: what keeps the function on them keeps it on any."""
+
+    def __init__(self, model: Model) -> None:
+        self._shapes = {name: tuple(value.shape) for name, value in model.skeleton.model.state_dict().items()}
+        self._generator = torch.Generator().manual_seed(0)
+
+    def names(self) -> Iterable[str]:
+        return self._shapes
+
+    def dtype(self, name: str) -> torch.dtype:  # noqa: ARG002 - the same for all
+        return torch.float32
+
+    def read(self, name: str) -> Tensor:
+        value = torch.randn(self._shapes[name], generator=self._generator)
+        return value / self._shapes[name][-1] ** 0.5 if value.dim() > 1 else 1.0 + 0.1 * value
+
+
+def foldable_groups(model: Model) -> set[str]:
+    """Names of the InputGroups whose producer can absorb a scale, before any weight is read."""
+    found: set[str] = set()
+    known: dict[tuple, set[str]] = {}
+    for index in range(len(model.skeleton.blocks)):
+        prefix = f"{model.skeleton.block_name(index)}."
+        key = model.skeleton.signature(index)
+        if key not in known:
+            block = Block(model, index, torch.float32, written=Written(_RandomWeights(model), None))
+            names = {name for fold in block_folds(model, block) for name in fold.groups}
+            known[key] = {name.removeprefix(prefix) for name in names}
+        found |= {prefix + name for name in known[key]}
+    return found
+
+
+def block_folds(model: Model, block: Block) -> list[Fold]:
+    """Every fold of this block (in float32) that keeps its function."""
+    shell = Shell(model, torch.float32, weights=False)
+    call = shell.call((1, PROBE_TOKENS), block.index)
+    return find_folds(block, call, model.skeleton.width, head_dim=model.skeleton.head_dim)

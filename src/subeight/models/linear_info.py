@@ -12,10 +12,9 @@ from subeight.formats import Format
 class LinearInfo:
     """One 2-D weight that a recipe can decide about.
 
-    `name` is the checkpoint's name without ".weight" ("model.layers.3.self_attn.q_proj", "lm_head"), `shape`
-    is (out rows, in columns), and `block` the index of its decoder layer, None outside the layers. Linears
-    that read the same tensor share `group`, the name of their InputGroup; those that vLLM fuses into one
-    share `fusion`.
+    `name` is the checkpoint's name without ".weight" ("model.layers.3.self_attn.q_proj", "lm_head"), `shape` is
+    (out rows, in columns), and `block` the index of its decoder layer, None outside the layers. Linears that read
+    the same tensor share `group`, the name of their InputGroup; those that vLLM fuses into one share `fusion`.
     """
 
     name: str

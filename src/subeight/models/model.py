@@ -21,7 +21,7 @@ from subeight.errors import ModelError
 from subeight.models.linear_info import LinearInfo
 from subeight.models.read.gguf import GgufTensors, gguf_config
 from subeight.models.read.quantized import Codes, quantized_tensors
-from subeight.models.read.safetensors import index_directory
+from subeight.models.read.safetensors import Stored, index_directory
 from subeight.models.skeleton import Skeleton
 from subeight.models.source import Source, locate
 from subeight.models.structure import LinearView, Structures
@@ -50,8 +50,8 @@ class Model:
     def _open_weights(self) -> Weights:
         if self.source.gguf is not None:
             config = gguf_config(self.source.gguf)
-            return GgufWeights(GgufTensors(self.source.gguf, self.skeleton.model, config))
-        stored = index_directory(self.source.directory)
+            return GgufWeights(GgufTensors(self.source.gguf, self.skeleton.model, config), self.skeleton.model)
+        stored: dict[str, Stored] = dict(index_directory(self.source.directory))
         if self.quantization is not None:
             self.codes, stored = quantized_tensors(dict(self.quantization), stored)
         return StoredWeights(stored, self.skeleton.model)
@@ -132,15 +132,12 @@ class Model:
 
 
 def _load_config(source: Source, trust_remote_code: bool) -> PreTrainedConfig:
-    options = {"gguf_file": source.gguf.name} if source.gguf else {}
     if not source.gguf and not (source.directory / "config.json").is_file():
         raise ModelError(f"{source.directory} has no config.json; give the directory of a transformers checkpoint.")
-    if source.gguf:
-        gguf_config(source.gguf)
     try:
-        return AutoConfig.from_pretrained(
-            source.directory, local_files_only=True, trust_remote_code=trust_remote_code, **options
-        )
+        if source.gguf:
+            return AutoConfig.for_model(**gguf_config(source.gguf))
+        return AutoConfig.from_pretrained(source.directory, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{source.directory}: transformers cannot read its config ({error}).") from error
 

@@ -1,5 +1,6 @@
 """In which precision a model runs, and products of bf16 numbers that keep float32 sums."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,10 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 products are faster than float32 ones: tensor cores, or AMX on a CPU."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_amx_tile_supported())
+    # The CPU may have AMX and oneDNN be told to leave it alone, as on laptops without.
+    told = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT").upper()
+    allowed = told in ("DEFAULT", "ALL") or "AMX" in told
+    return allowed and bool(torch.cpu._is_amx_tile_supported())
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -33,9 +37,10 @@ def exact_products(dtype: torch.dtype) -> Iterator[None]:
     A product of two bf16 numbers is exact in float32 and oneDNN sums in float32, so nothing is lost; with other
     values this would round them, so `dtype` must be the one that the operands came from.
     """
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set when torch is imported
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
     try:
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        matmul.fp32_precision = before

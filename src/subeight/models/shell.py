@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from subeight.models.model import Model
@@ -32,12 +33,11 @@ class Shell:
         self.device = torch.device(device)
         self._skeleton = model.skeleton
         self._module = copy.deepcopy(model.skeleton.model)
-        self._tied = set(getattr(self._module, "all_tied_weights_keys", None) or {}) if model.skeleton.tied else set()
         for name in model.skeleton.shell_parameters():
             if not weights:
                 shape = self._module.get_parameter(name).shape
                 self._set(name, torch.zeros(1, dtype=dtype, device=self.device).expand(shape))
-            elif name not in self._tied:
+            elif name not in model.skeleton.tied_names:
                 self._set(name, model.weights.read(name).to(self.device, dtype))
         self._module.tie_weights()
         for name, buffer in list(self._module.named_buffers()):
@@ -48,6 +48,14 @@ class Shell:
     def _set(self, name: str, value: Tensor) -> None:
         owner, _, tail = name.rpartition(".")
         self._module.get_submodule(owner)._parameters[tail] = nn.Parameter(value, requires_grad=False)
+
+    def parameter(self, name: str) -> Tensor:
+        """The live parameter of this full name."""
+        return self._module.get_parameter(name)
+
+    def replace(self, name: str, value: Tensor) -> None:
+        """Puts `value` in the place of a parameter; one that was tied to another is so no longer."""
+        self._set(name, value.to(self.device, self.dtype))
 
     def embed(self, ids: Tensor) -> Tensor:
         """The input of the first block, [batch, length, width], for token ids [batch, length]."""
@@ -88,7 +96,7 @@ class Head:
     family does no more than multiply (tried once), `into` writes the logits into memory that is there already.
     """
 
-    def __init__(self, module: nn.Module, trunk: str, dtype: torch.dtype) -> None:
+    def __init__(self, module: PreTrainedModel, trunk: str, dtype: torch.dtype) -> None:
         self._module = copy.copy(module)
         self._module._modules = dict(module._modules)
         self._trunk = trunk
@@ -96,7 +104,8 @@ class Head:
         head = module.get_output_embeddings()
         full = nn.Linear(1, 1, bias=False, device="meta")
         full.weight = nn.Parameter(head.weight.float(), requires_grad=False)
-        full.bias = None if head.bias is None else nn.Parameter(head.bias.float(), requires_grad=False)
+        if head.bias is not None:
+            full.bias = nn.Parameter(head.bias.float(), requires_grad=False)
         self._module.set_output_embeddings(full)
         self._weight = full.weight
         probe = torch.randn(2, self._weight.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -126,7 +135,7 @@ class Head:
             torch.mm(hidden.float(), self._weight.T, out=out)
 
 
-class _Given(BaseModelOutputWithPast):
+class _Given(BaseModelOutputWithPast):  # type: ignore[misc]  # transformers is untyped
     """A trunk's output with nothing but a hidden state; whatever else a family looks for is None."""
 
     def __getattr__(self, name: str) -> None:
@@ -134,7 +143,7 @@ class _Given(BaseModelOutputWithPast):
 
 
 def _given(hidden: Tensor) -> Callable[..., BaseModelOutputWithPast]:
-    def forward(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+    def forward(*_args: Any, **_kwargs: Any) -> BaseModelOutputWithPast:
         return _Given(last_hidden_state=hidden)
 
     return forward

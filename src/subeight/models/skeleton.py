@@ -68,6 +68,23 @@ class Skeleton:
         """Whether the head is the embedding matrix."""
         return bool(self.config.get_text_config(decoder=True).tie_word_embeddings)
 
+    @cached_property
+    def tied_names(self) -> frozenset[str]:
+        """Parameters that repeat another one and are stored once (the head of tied embeddings)."""
+        return frozenset(getattr(self.model, "all_tied_weights_keys", None) or {}) if self.tied else frozenset()
+
+    @property
+    def width(self) -> int:
+        """Channels of the residual stream."""
+        return int(self.config.get_text_config(decoder=True).hidden_size)
+
+    @property
+    def head_dim(self) -> int | None:
+        """Width of one attention head; None where the config does not say."""
+        text = self.config.get_text_config(decoder=True)
+        heads = getattr(text, "num_attention_heads", None)
+        return getattr(text, "head_dim", None) or (self.width // heads if heads else None)
+
     def block_name(self, index: int) -> str:
         return f"{self.blocks_name}.{index}"
 

@@ -29,6 +29,7 @@ class LinearView:
     transposed: bool = False
     expert: int | None = None
     rows: tuple[int, int] | None = None
+    whole: str | None = None  # the checkpoint's tensor, where it stores all experts as one
 
     def of(self, parameter: Tensor) -> Tensor:
         """The weight [out, in] inside `parameter`; writing to it writes the parameter."""
@@ -106,13 +107,13 @@ class _Discovery:
             self._alive.append(value)
             self.readers.setdefault(identity(value), []).append((name, transposed))
 
-    def _wrote(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def _wrote(self, name: str, module: nn.Module, _args: Any, output: Any) -> None:
         weight = getattr(module, "weight", None)
         if isinstance(output, Tensor) and isinstance(weight, nn.Parameter) and weight.dim() == 1:
             self._alive.append(output)
             self.writers[identity(output)] = name
 
-    def _experts(self, name: str, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _experts(self, name: str, hidden: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         self._alive.append(hidden)
         self.experts[name] = identity(hidden)
         self.readers.setdefault(identity(hidden), [])
@@ -237,7 +238,7 @@ def _expert_groups(
 
 
 def _slices(full: str, stored: str, rows: Tensor, parameter: Tensor, fusion: str) -> Iterator[LinearView]:
-    experts, height, width = parameter.shape
+    height, width = parameter.shape[1:]
     base = stored.removesuffix(".weight")
     pieces = rows.reshape(-1, rows.shape[-2]) if rows.dim() >= 2 else rows[None]
     for number, piece in enumerate(pieces):
@@ -251,7 +252,8 @@ def _slices(full: str, stored: str, rows: Tensor, parameter: Tensor, fusion: str
             kind="expert",
             dtype=torch.float32,
         )
-        yield LinearView(info, full, expert=expert, rows=(start, start + len(piece)))
+        whole = stored if len(pieces) > 1 else None
+        yield LinearView(info, full, expert=expert, rows=(start, start + len(piece)), whole=whole)
 
 
 def _renamed(group: InputGroup, old: str, new: str) -> InputGroup:
@@ -263,6 +265,7 @@ def _renamed(group: InputGroup, old: str, new: str) -> InputGroup:
             view,
             parameter=swap(view.parameter),
             bias=swap(view.bias) if view.bias else None,
+            whole=swap(view.whole) if view.whole else None,
             info=replace(
                 view.info,
                 name=swap(view.info.name),

@@ -58,7 +58,7 @@ def gather(
     endless = any(group.is_expert for group in groups)
     waiting: set[str] = set()
 
-    def seen(weight: Tensor, value: Tensor, transposed: bool) -> None:
+    def seen(weight: Tensor, value: Tensor, _transposed: bool) -> None:
         group = by_weight.get(weight.data_ptr())
         if group is None or group.name not in waiting:
             return
@@ -78,7 +78,7 @@ def gather(
 
 
 def chunks(groups: Sequence[InputGroup], limit: int, needs: Collection[str]) -> list[list[InputGroup]]:
-    """Splits groups that could be tapped together so that their Hessians stay under `limit` bytes (at least one each)."""
+    """Splits groups that could be tapped together: their Hessians stay under `limit` bytes (at least one each)."""
     if "hessian" not in needs:
         return [list(groups)]
     found: list[list[InputGroup]] = [[]]

@@ -43,4 +43,4 @@ class Watcher(TorchFunctionMode):
 
 def identity(tensor: Tensor) -> tuple[int, int, int]:
     """What two views of one tensor share, and two different tensors that are both alive do not."""
-    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel())
+    return (tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.numel())

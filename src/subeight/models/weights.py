@@ -98,16 +98,8 @@ class StoredWeights:
 
     def read(self, name: str) -> Tensor:
         converter, sources = self._resolve(name)
-        if converter is None:
-            value = self._tensors[sources[0][0]].read()
-        else:
-            value = self._convert(name, converter, sources)
-        expected = self._shapes[name]
-        if tuple(value.shape) != expected:
-            raise ModelError(
-                f"Tensor {name} has the shape {list(value.shape)}, but the config asks for {list(expected)}; the "
-                "checkpoint and the config do not belong together."
-            )
+        value = self._convert(name, converter, sources) if converter else self._tensors[sources[0][0]].read()
+        require_shape(name, value, self._shapes[name])
         require_finite(name, value)
         return value
 
@@ -127,6 +119,15 @@ def _tied_names(model: PreTrainedModel) -> dict[str, list[str]]:
         tied.setdefault(name, []).append(other)
         tied.setdefault(other, []).append(name)
     return tied
+
+
+def require_shape(name: str, value: Tensor, expected: tuple[int, ...]) -> None:
+    """Raises ModelError, naming the tensor, where its shape is not the one that the config asks for."""
+    if tuple(value.shape) != expected:
+        raise ModelError(
+            f"Tensor {name} has the shape {list(value.shape)}, but the config asks for {list(expected)}; the "
+            "checkpoint and the config do not belong together."
+        )
 
 
 def require_finite(name: str, value: Tensor) -> None:
@@ -170,18 +171,24 @@ def natural(name: str) -> list:
 
 
 class GgufWeights:
-    """Parameters out of a GGUF file, dequantized to float32."""
+    """Parameters out of a GGUF file, dequantized to float32.
 
-    def __init__(self, tensors: GgufTensors) -> None:
+    Raises:
+        ModelError: a parameter that the file lacks, a shape that is not the config's, a NaN or an Inf.
+    """
+
+    def __init__(self, tensors: GgufTensors, model: PreTrainedModel) -> None:
         self._tensors = tensors
+        self._shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
     def names(self) -> Iterable[str]:
         return self._tensors.names()
 
-    def dtype(self, name: str) -> torch.dtype:
+    def dtype(self, name: str) -> torch.dtype:  # noqa: ARG002 - the protocol's; all are dequantized alike
         return torch.float32
 
     def read(self, name: str) -> Tensor:
         value = self._tensors.read(name)
+        require_shape(name, value, self._shapes[name])
         require_finite(name, value)
         return value

@@ -18,10 +18,8 @@ class Whole:
     def __init__(self, model: Model, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.module: PreTrainedModel = copy.deepcopy(model.skeleton.model)
-        names = list(model.skeleton.shell_parameters())
-        tied = set(getattr(self.module, "all_tied_weights_keys", None) or {}) if model.skeleton.tied else set()
-        for name in names:
-            if name not in tied:
+        for name in model.skeleton.shell_parameters():
+            if name not in model.skeleton.tied_names:
                 owner, _, tail = name.rpartition(".")
                 value = nn.Parameter(model.weights.read(name).to(self.device, dtype), requires_grad=False)
                 self.module.get_submodule(owner)._parameters[tail] = value
@@ -42,6 +40,19 @@ class Whole:
     def greedy(self, prompts: Sequence[Sequence[int]], tokens: int, stop: set[int]) -> list[list[int]]:
         """Up to `tokens` greedy tokens after each prompt, the stopping token left out; no sampling, no penalties."""
         return [self._answer(prompt, tokens, stop) for prompt in prompts]
+
+    def sample(self, ids: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """Endless tokens [batch, 1] after `ids` [batch, length], drawn at temperature 1."""
+        cache = None
+        step = ids.to(self.device)
+        while True:
+            with torch.no_grad(), self._rounding():
+                output = self.module(input_ids=step, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            chances = torch.softmax(output.logits[:, -1].float(), -1).cpu()
+            token = torch.multinomial(chances, 1, generator=generator)
+            yield token
+            step = token.to(self.device)
 
     def _answer(self, prompt: Sequence[int], tokens: int, stop: set[int]) -> list[int]:
         ids = torch.tensor([list(prompt)], device=self.device)

@@ -54,9 +54,7 @@ def read_corpus(source: str) -> list[Document]:
                 f"{source!r} has no column {corpus.column!r}: its columns are {', '.join(row)}, "
                 "write hf:NAME:config:split:COLUMN"
             )
-        document = document_of(
-            _as_row(row, corpus.column), f"{source}, row {number}", f"{corpus.name}:{number}"
-        )
+        document = document_of(_as_row(row, corpus.column), f"{source}, row {number}", f"{corpus.name}:{number}")
         if document is not None:
             documents.append(document)
     return documents

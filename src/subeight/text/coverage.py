@@ -76,8 +76,7 @@ def compare_coverage(
     warnings = _warn_scripts(scripts[0], scripts[1], few)
     if unseen > many:
         warnings.append(
-            f"{unseen:.0%} of the evaluation's tokens never occur in calibration: "
-            "calibrate on text more like it"
+            f"{unseen:.0%} of the evaluation's tokens never occur in calibration: calibrate on text more like it"
         )
     if special:
         warnings.append(
@@ -92,10 +91,7 @@ def _shares(rows: Sequence[Sequence[int]], tokenizer: Tokenizer) -> dict[str, fl
     for row in rows:
         counts += scripts_of(tokenizer.decode(list(row), skip_special_tokens=True))
     total = counts.total()
-    return {
-        script: count / total
-        for script, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    }
+    return {script: count / total for script, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))}
 
 
 def _warn_scripts(seen: dict[str, float], reached: dict[str, float], few: float) -> list[str]:

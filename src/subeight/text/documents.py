@@ -71,9 +71,7 @@ def _read_directory(path: Path) -> list[Document]:
         if file.is_file() and file.suffix.lower() in READERS and not file.name.startswith(".")
     )
     if not files:
-        raise TextError(
-            f"the directory {str(path)!r} has no text in it: put files of {', '.join(READERS)} there"
-        )
+        raise TextError(f"the directory {str(path)!r} has no text in it: put files of {', '.join(READERS)} there")
     return [document for name, file in files for document in _read_file(file, name)]
 
 
@@ -124,13 +122,10 @@ def _parse_parquet(content: bytes, name: str) -> list[Document]:
     try:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
     except (pyarrow.ArrowException, OSError) as error:
-        raise TextError(
-            f"{name!r} is not a Parquet file that can be read ({error}): write it again"
-        ) from error
+        raise TextError(f"{name!r} is not a Parquet file that can be read ({error}): write it again") from error
     if not {"text", "messages"} & set(table.column_names):
         raise TextError(
-            f"{name!r} has the columns {', '.join(table.column_names)}: "
-            "one must be `text` or `messages`, rename it"
+            f"{name!r} has the columns {', '.join(table.column_names)}: one must be `text` or `messages`, rename it"
         )
     return _documents(enumerate(table.to_pylist(), start=1), name, "row")
 

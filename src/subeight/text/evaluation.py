@@ -100,9 +100,7 @@ def with_answer(sample: Sample, answer_ids: Sequence[int]) -> Sample:
     )
 
 
-def _check(
-    listed: list[str | Path], window: int, tokens: int | None, stride: int | None, prefix: int
-) -> None:
+def _check(listed: list[str | Path], window: int, tokens: int | None, stride: int | None, prefix: int) -> None:
     if not listed:
         raise TextError("no evaluation text was given: give at least one source, such as builtin")
     if window < prefix + 2:
@@ -142,9 +140,7 @@ def _samples(document: Document, tokenizer: Tokenizer, cuts: _Cut) -> list[Sampl
     return [replace(_sample(document, ids, [False] * len(ids), cuts), needs_answer=True)]
 
 
-def _context(
-    document: Document, continuation: str, tokenizer: Tokenizer, cuts: _Cut
-) -> tuple[list[int], list[int]]:
+def _context(document: Document, continuation: str, tokenizer: Tokenizer, cuts: _Cut) -> tuple[list[int], list[int]]:
     """The ids before a continuation, and its own."""
     if document.messages is None:
         before, after = continue_text(document.text or "", continuation, tokenizer)
@@ -158,8 +154,7 @@ def _choice_sample(document: Document, tokenizer: Tokenizer, cuts: _Cut) -> Samp
     gap = "" if document.messages is not None or (document.text or "")[-1:].isspace() else " "
     choices = document.choices or ()
     pairs = [
-        _context(document, choice if choice[:1].isspace() else gap + choice, tokenizer, cuts)
-        for choice in choices
+        _context(document, choice if choice[:1].isspace() else gap + choice, tokenizer, cuts) for choice in choices
     ]
     ids = pairs[0][0]
     whole_text = document.messages is None

@@ -114,17 +114,14 @@ def _choices(value: object, where: str) -> tuple[str, ...] | None:
 
 
 def _answer(value: object, choices: tuple[str, ...] | None, where: str) -> int | None:
-    if (
-        value is None or choices is None
-    ):  # data sets also call a free text `answer`: without choices it is not ours
+    if value is None or choices is None:  # data sets also call a free text `answer`: without choices it is not ours
         return None
     if isinstance(value, str) and value in choices:
         return choices.index(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
         return value
     raise TextError(
-        f"{where}: `answer` is {value!r}, and must be an index from 0 to {len(choices) - 1} "
-        "or one of `choices`"
+        f"{where}: `answer` is {value!r}, and must be an index from 0 to {len(choices) - 1} or one of `choices`"
     )
 
 

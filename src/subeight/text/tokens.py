@@ -29,9 +29,7 @@ def encode(text: str, tokenizer: Tokenizer) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def encode_spans(
-    text: str, spans: list[tuple[int, int]], tokenizer: Tokenizer
-) -> tuple[list[int], list[bool]]:
+def encode_spans(text: str, spans: list[tuple[int, int]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
     """The ids of `text`, and for each token whether it overlaps one of the `spans` of characters."""
     if not tokenizer.is_fast:
         return _encode_spans_by_prefix(text, spans, tokenizer)

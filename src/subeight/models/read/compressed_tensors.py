@@ -1,9 +1,8 @@
-"""Checkpoints in the compressed-tensors format, tensor by tensor: what their config says, and each linear's
-codes.
+"""Checkpoints in the compressed-tensors format, tensor by tensor: what their config says, and each linear's codes.
 
-The format is that of https://github.com/vllm-project/compressed-tensors: pack-quantized (integers of 2 to 8
-bits in int32 words), int-quantized and naive-quantized (one byte each), float-quantized (fp8). Nothing of
-that package is imported here, so that what it computes can be compared with what we read.
+The format is that of https://github.com/vllm-project/compressed-tensors: pack-quantized (integers of 2 to 8 bits in
+int32 words), int-quantized and naive-quantized (one byte each), float-quantized (fp8). Nothing of that package is
+imported here, so that what it computes can be compared with what we read.
 """
 
 import re
@@ -29,6 +28,8 @@ def unsayable(linear: LinearInfo, weights: Format, inputs: Format | None = None)
     width = linear.shape[1]
     if linear.kind == "conv1d":
         return f"{linear.name} is a Conv1D, which compressed-tensors leaves alone"
+    if linear.kind == "embedding":
+        return f"{linear.name} is an embedding, which transformers cannot load quantized"
     if not (weights.grid.startswith("int") or weights.grid == "fp8"):
         return f"{linear.name} has the grid {weights.grid}, which we do not write as compressed-tensors"
     if weights.per == "group" and weights.group is not None and width % weights.group:
@@ -74,12 +75,21 @@ def _largest_divisor(width: int, limit: int) -> int:
     return next(size for size in range(min(limit, width), 0, -1) if width % size == 0)
 
 
+def loaded(name: str, weight: QTensor, inputs: Format | None) -> Tensor:
+    """The weight that plain transformers holds after loading in float32.
+
+    Packed zero points and packed experts are dequantized as they are loaded, and so rounded to the scales' type.
+    """
+    packed_expert = storage(weight.format, inputs) == "pack-quantized" and re.search(r"\.experts\.\d+\.", name)
+    rounded = packed_zeros(weight.format, inputs) or packed_expert
+    return weight.dequantize(weight.format.scale_dtype if rounded else torch.float32).to(torch.float32)
+
+
 def storage(weights: Format, inputs: Format | None) -> str:
     """The `format` under which compressed-tensors stores such a linear."""
     if weights.grid == "fp8":
         return "float-quantized"
-    # Below 8 bits the words stay packed with quantized inputs too: one byte per weight would give up the
-    # size.
+    # Below 8 bits the words stay packed with quantized inputs too: one byte per weight would give up the size.
     return "int-quantized" if inputs is not None and weights.grid == "int8" else "pack-quantized"
 
 
@@ -169,8 +179,7 @@ class Reader:
         scales = scales.reshape(1, 1) if format.per == "tensor" else scales.reshape(codes.shape[0], -1)
         if scales.shape[1] != format.groups(codes.shape[1]):
             raise ModelError(
-                f"{name} has {scales.shape[1]} scales per row, but {format} at a width of {codes.shape[1]} "
-                "needs "
+                f"{name} has {scales.shape[1]} scales per row, but {format} at a width of {codes.shape[1]} needs "
                 f"{format.groups(codes.shape[1])}; the checkpoint and its config do not belong together."
             )
         return QTensor(
@@ -184,7 +193,7 @@ class Reader:
 
 def read(config: dict[str, Any]) -> Reader:
     """The reader for a checkpoint with this config: config.json's content, or its quantization_config."""
-    content = config.get("quantization_config", config)
+    content = config.get("quantization_config") or config
     if content.get("quant_method", METHOD) != METHOD:
         raise ModelError(f"The checkpoint's quant_method is {content.get('quant_method')!r}, not {METHOD!r}.")
     if content.get("transform_config"):
@@ -198,7 +207,17 @@ def read(config: dict[str, Any]) -> Reader:
         if group.get("weights") is not None and stored not in READABLE:
             raise ModelError(f"The config group {key!r} is stored as {stored!r}; {', '.join(READABLE)} can be read.")
         schemes.append(Scheme(tuple(group["targets"]), group.get("weights"), group.get("input_activations"), stored))
-    return Reader(tuple(schemes), tuple(content.get("ignore") or ()))
+    reader = Reader(tuple(schemes), tuple(content.get("ignore") or ()))
+    for target in (*reader.ignore, *(target for scheme in schemes for target in scheme.targets)):
+        _require_pattern(target)
+    return reader
+
+
+def _require_pattern(target: str) -> None:
+    try:
+        re.compile(target.removeprefix("re:") if target.startswith("re:") else "")
+    except re.error as error:
+        raise ModelError(f"The checkpoint's config targets {target!r}, which is no valid pattern: {error}.") from error
 
 
 def _target_rank(target: str, name: str) -> Literal[0, 1, 2] | None:

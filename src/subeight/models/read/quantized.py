@@ -1,5 +1,6 @@
 """Quantized checkpoints seen as plain ones: each linear's codes, and its weight dequantized when it is read."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,12 @@ class Codes:
             raise ModelError(f"{name} has scales in the checkpoint, but its config leaves it in full precision.")
         return tensor
 
+    def nbytes(self, name: str) -> int:
+        """Stored bytes of one linear: codes, scales and zero points."""
+        parts = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
+        found = [self._stored[f"{name}.{part}"] for part in parts if f"{name}.{part}" in self._stored]
+        return sum(math.prod(part.shape) * part.dtype.itemsize for part in found)
+
     def inputs(self, name: str) -> tuple[Format, Scales | None] | None:
         """How this linear's input is quantized, and its static scale where it has one; None: not at all."""
         format = self._reader.inputs(name)
@@ -68,7 +75,8 @@ class DequantizedTensor:
         return torch.float32
 
     def read(self) -> Tensor:
-        return self.codes.read(self.name).dequantize(torch.float32)
+        inputs = self.codes.inputs(self.name)
+        return compressed_tensors.loaded(self.name, self.codes.read(self.name), inputs[0] if inputs else None)
 
 
 def quantized_tensors(config: dict[str, Any], stored: dict[str, Stored]) -> tuple[Codes, dict[str, Stored]]:

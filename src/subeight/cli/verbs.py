@@ -1,0 +1,236 @@
+"""One function for each verb: its own options and the shared ones, handed to `subeight.verbs`."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subeight import verbs
+from subeight.cli.show import show
+from subeight.errors import InputError
+from subeight.verbs.options import Options
+
+Name = Annotated[str, typer.Argument(help="a directory, a .gguf file, a hub id, or smollm2")]
+Out = Annotated[Path | None, typer.Option("--out", help="run directory (default runs/<verb>-<model>-<hash>)")]
+Calibration = Annotated[
+    str | None, typer.Option("--calibration", help="text, data set or self; overrides the recipe")
+]
+Evals = Annotated[list[str] | None, typer.Option("--evals", help="text or JSONL, repeatable (default builtin)")]
+EvalTokens = Annotated[int | None, typer.Option("--eval-tokens", min=2, help="at most so many evaluation tokens")]
+EvalWindow = Annotated[int, typer.Option("--eval-window", min=2, help="tokens in a window of plain text")]
+Generate = Annotated[int, typer.Option("--generate", min=0, help="prompts answered greedily by both models")]
+Seed = Annotated[int, typer.Option("--seed", min=0)]
+Threads = Annotated[int | None, typer.Option("--threads", min=1)]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16 or float32")]
+MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="for instance 2GB")]
+Scratch = Annotated[Path | None, typer.Option("--scratch", help="keep activations here instead of in memory")]
+Across = Annotated[list[str] | None, typer.Option("--across", help="a coordinate that may differ on purpose")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="show the plan and what it will take, and stop")]
+Yes = Annotated[bool, typer.Option("--yes", help="do what takes long without asking")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
+AsJson = Annotated[bool, typer.Option("--json", help="the record on standard output")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run code that comes with a model")]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """`2GB`, `512MiB` or a number of bytes."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", text.upper())
+    if found is None:
+        raise InputError(f"--max-memory was given {text!r}; say for instance 2GB, 512MiB or a number of bytes.")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def _command() -> tuple[str, ...]:
+    return ("subeight", *sys.argv[1:])
+
+
+def inspect(
+    model: Name,
+    out: Out = None,
+    calibration: Calibration = None,
+    evals: Evals = None,
+    eval_tokens: EvalTokens = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """The outlier x-ray; with --evals also what that text reaches and the calibration text does not."""
+    options = Options(
+        out=out,
+        calibration=calibration,
+        evals=tuple(evals or ("builtin",)),
+        eval_tokens=eval_tokens,
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=_command(),
+    )
+    show(verbs.inspect(model, options=options, compare_text=evals is not None), as_json=as_json)
+
+
+def quantize(
+    model: Name,
+    recipe: Annotated[str, typer.Option("--recipe", help="a shipped name or a YAML file")] = "gptq-int4",
+    engine: Annotated[str, typer.Option("--engine", help="vllm, sglang, transformers, gguf or any")] = "any",
+    to: Annotated[str, typer.Option("--to", help="compressed-tensors or dense")] = "compressed-tensors",
+    out: Out = None,
+    calibration: Calibration = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    scratch: Scratch = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """A low-bit checkpoint out of a model and a recipe; the same command resumes after an interruption."""
+    options = Options(
+        out=out,
+        calibration=calibration,
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        max_memory=parse_bytes(max_memory),
+        scratch=scratch,
+        dry_run=dry_run,
+        yes=yes,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=_command(),
+    )
+    show(verbs.quantize(model, recipe, engine=engine, to=to, options=options), as_json=as_json)
+
+
+def evaluate(
+    candidate: Name,
+    against: Annotated[str, typer.Option("--against", help="the full-precision baseline")],
+    out: Out = None,
+    evals: Evals = None,
+    eval_tokens: EvalTokens = None,
+    eval_window: EvalWindow = 512,
+    generate: Generate = 0,
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", help="lm-eval tasks, repeatable")] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    across: Across = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """KL, perplexity, agreement and flips of a candidate against its exact baseline, with intervals."""
+    options = Options(
+        out=out,
+        evals=tuple(evals or ("builtin",)),
+        eval_tokens=eval_tokens,
+        eval_window=eval_window,
+        generate=generate,
+        tasks=tuple(tasks or ()),
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        across=tuple(across or ()),
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=_command(),
+    )
+    show(verbs.evaluate(candidate, against, options=options), as_json=as_json)
+
+
+def compare(
+    model: Name,
+    recipes: Annotated[str, typer.Option("--recipes", help="names or files, separated by commas")],
+    shared: Annotated[bool, typer.Option("--shared", help="one pass of the baseline's statistics for all")] = False,
+    out: Out = None,
+    calibration: Calibration = None,
+    evals: Evals = None,
+    eval_tokens: EvalTokens = None,
+    eval_window: EvalWindow = 512,
+    generate: Generate = 0,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    scratch: Scratch = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Several recipes on one model and one text: one table, with paired intervals."""
+    options = Options(
+        out=out,
+        calibration=calibration,
+        evals=tuple(evals or ("builtin",)),
+        eval_tokens=eval_tokens,
+        eval_window=eval_window,
+        generate=generate,
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        max_memory=parse_bytes(max_memory),
+        scratch=scratch,
+        dry_run=dry_run,
+        yes=yes,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=_command(),
+    )
+    names = [name.strip() for name in recipes.split(",") if name.strip()]
+    show(verbs.compare(model, names, shared=shared, options=options), as_json=as_json)
+
+
+def export(
+    checkpoint: Name,
+    to: Annotated[str, typer.Option("--to", help="compressed-tensors or dense")] = "dense",
+    out: Out = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """A quantized checkpoint for another target, the codes unchanged."""
+    options = Options(out=out, threads=threads, quiet=quiet, command=_command())
+    show(verbs.export(checkpoint, to=to, options=options), as_json=as_json)
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(help="run directories or record files")],
+    out: Annotated[Path | None, typer.Option("--out", help="the page (default report.html)")] = None,
+) -> None:
+    """One self-contained HTML page out of any number of runs."""
+    print(f"report {verbs.report(runs, out=out)}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "inspect": inspect,
+    "quantize": quantize,
+    "evaluate": evaluate,
+    "compare": compare,
+    "export": export,
+    "report": report,
+}

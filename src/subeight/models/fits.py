@@ -1,0 +1,113 @@
+"""How well one weight explains another, and the positive diagonal or the rotation that lies between two of them.
+
+All of it is least squares over many numbers, so it works on weights that were rounded after they were moved.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ROWS = 8192
+_CORRELATED = 0.7  # rounding to 2 bits leaves about 0.9, another weight about 0
+_STEP = 0.1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A weight against the baseline's: correlation, slope of the regression, and relative difference."""
+
+    correlation: float
+    slope: float
+    difference: float
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> "Fit":
+        """The fit over pairs (baseline, candidate) of equal shapes: parts of one weight."""
+        aa = ac = cc = dd = 0.0
+        for a, c in pairs:
+            a, c = a.float(), c.float()
+            aa += float(a.square().sum(dtype=torch.float64))
+            cc += float(c.square().sum(dtype=torch.float64))
+            ac += float((a * c).sum(dtype=torch.float64))
+            dd += float((a - c).square().sum(dtype=torch.float64))
+        if aa == 0 or cc == 0:
+            same = aa == cc
+            return cls(float(same), float(same), 0.0 if same else 1.0)
+        return cls(ac / (aa * cc) ** 0.5, ac / aa, (dd / aa) ** 0.5)
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether rounding alone could have made the difference; coarse rounding may change the slope, fine may not."""
+        noise = 1 - self.correlation**2
+        return self.correlation >= _CORRELATED and abs(self.slope - 1) <= 0.01 + 2 * noise
+
+
+def row_pairs(a: Tensor, c: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both weights in float32, some thousand rows at a time."""
+    for start in range(0, a.shape[0], _ROWS):
+        yield a[start : start + _ROWS].float(), c[start : start + _ROWS].float()
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Per row, the factor between two weights, and whether it can be believed; `alive` rows are not all zero."""
+
+    factor: Tensor
+    sure: Tensor
+    alive: Tensor
+
+
+def row_ratios(a: Tensor, c: Tensor) -> Ratios:
+    """The factors f with c[k] near f[k] * a[k], for weights [rows, n]."""
+    a, c = a.double(), c.double()
+    aa, ac, cc = a.square().sum(1), (a * c).sum(1), c.square().sum(1)
+    alive = (aa > 0) & (cc > 0)
+    factor = torch.where(alive, ac / aa, 1.0)
+    sure = alive & (ac >= _CORRELATED * (aa * cc).sqrt())
+    return Ratios(factor, sure, alive | (aa != cc))
+
+
+def diagonal(written: Ratios, read: Ratios) -> tuple[Tensor, Tensor] | None:
+    """The scale s per channel where its producer was divided by s and its readers multiplied by it, and what is sure.
+
+    None where the two sides do not differ by more than their own disagreement: nothing was moved.
+    """
+    sure = written.sure & read.sure
+    if 2 * int(sure.sum()) < len(sure):
+        return None
+    up, down = read.factor[sure].log(), written.factor[sure].log()
+    moved, noise = (up - down) / 2, (up + down) / 2
+    if moved.square().mean().sqrt() <= 3 * noise.square().mean().sqrt() + 1e-6:
+        return None
+    s = torch.ones_like(written.factor)
+    s[sure] = moved.exp()
+    return s.float(), sure | ~(written.alive & read.alive)
+
+
+def sharpened(s: Tensor, baseline: Tensor, candidate: Tensor) -> Tensor:
+    """`s` made exact where a vector that is not rounded (a bias) was divided by it too."""
+    exact = baseline.float() / candidate.float()
+    near = torch.isfinite(exact) & ((exact / s - 1).abs() < _STEP)
+    return torch.where(near, exact, s)
+
+
+def procrustes(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, float, float]:
+    """The rotation R with c near a @ R, and the relative differences with it and without.
+
+    R is None where the weights do not span the space, so that several would do.
+    """
+    cross: Tensor | None = None
+    aa = cc = 0.0
+    for a, c in pairs:
+        part = a.double().T @ c.double()
+        cross = part if cross is None else cross + part
+        aa += float(a.square().sum(dtype=torch.float64))
+        cc += float(c.square().sum(dtype=torch.float64))
+    assert cross is not None
+    plain = max(aa + cc - 2 * float(cross.trace()), 0.0)
+    left, sizes, right = torch.linalg.svd(cross)
+    turned = max(aa + cc - 2 * float(sizes.sum()), 0.0)
+    spans = bool(sizes[-1] > 1e-9 * sizes[0])
+    return (left @ right).float() if spans else None, (turned / aa) ** 0.5, (plain / aa) ** 0.5

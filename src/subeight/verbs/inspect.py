@@ -1,0 +1,54 @@
+"""`inspect`: the outlier x-ray of a model, and what calibration text would miss of the evaluation text."""
+
+from subeight.inspect import coverage, x_ray
+from subeight.records import Coordinates
+from subeight.text import CalibrationSpec, calibrate
+from subeight.verbs.options import Options
+from subeight.verbs.session import Result, Session, calibration_settings, context_length, finish
+
+SEQUENCES, LENGTH = 8, 512
+
+
+def inspect(model: str, *, options: Options | None = None, compare_text: bool = False) -> Result:
+    """Shows where outlier weights and activations are, and what each means for the choice of method.
+
+    With `compare_text`, the evaluation text (`options.evals`) is held against the calibration text: what it reaches
+    and calibration does not (channels, ranges, scripts, tokens, experts).
+    """
+    options = options or Options()
+    session = Session("inspect", options)
+    opened = session.model(model)
+    spec = CalibrationSpec(
+        options.calibration or "builtin", SEQUENCES, min(LENGTH, context_length(opened)), options.seed
+    )
+    calibration = calibrate(spec, opened.tokenizer())
+    evaluation = session.evaluation(opened) if compare_text else None
+    coordinates = Coordinates(
+        baseline=opened.coordinate,
+        calibration=calibration.hash,
+        evaluation=evaluation.hash if evaluation else None,
+        stack=session.stack.hash,
+    )
+    run = session.run(opened, {"coordinates": coordinates.model_dump()})
+    computing = session.computing
+    numbers = x_ray(opened, calibration.ids, dtype=computing.dtype, device=computing.device, quiet=computing.quiet)
+    numbers["coverage"] = None
+    if evaluation is not None:
+        numbers["coverage"] = coverage(
+            opened,
+            calibration.ids,
+            evaluation.samples,
+            opened.tokenizer(),
+            dtype=computing.dtype,
+            device=computing.device,
+            quiet=computing.quiet,
+        )
+    warnings = list((numbers["coverage"] or {}).get("warnings", []))
+    record = session.record(
+        coordinates,
+        numbers,
+        subject={"model": opened.label},
+        settings=calibration_settings(calibration),
+        warnings=warnings,
+    )
+    return finish(run, record, (*numbers["summary"], *warnings))

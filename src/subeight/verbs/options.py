@@ -1,0 +1,43 @@
+"""The options that verbs share; the command line and Python say them alike."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from subeight.models.smollm2 import cache_directory
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a verb runs and on what text; what is None follows from the subject.
+
+    `out` is the run directory (default `runs/<verb>-<model>-<hash>`), `calibration` overrides the recipe's source,
+    `evals` are texts or JSONL files (`builtin` is packaged), `eval_tokens` caps them, `generate` is how many prompts
+    are answered greedily by both models, `max_memory` bounds what is gathered at once in bytes, `scratch` keeps
+    activations on disk, `across` names coordinates that may differ on purpose.
+    """
+
+    out: Path | None = None
+    calibration: str | None = None
+    evals: tuple[str, ...] = ("builtin",)
+    eval_tokens: int | None = None
+    eval_window: int = 512
+    generate: int = 0
+    tasks: tuple[str, ...] = ()
+    seed: int = 0
+    threads: int | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    max_memory: int | None = None
+    scratch: Path | None = None
+    across: tuple[str, ...] = ()
+    dry_run: bool = False
+    yes: bool = False
+    quiet: bool = False
+    trust_remote_code: bool = False
+    command: tuple[str, ...] = ()
+    note: str | None = None
+
+    @property
+    def cache(self) -> Path:
+        """Where baselines' hidden states are kept between runs."""
+        return cache_directory() / "references"

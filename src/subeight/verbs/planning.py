@@ -1,0 +1,81 @@
+"""From a recipe's name to a plan for a model and the calibration text that it asks for; all before a weight is read."""
+
+import time
+from typing import Any
+
+import torch
+
+from subeight.engine.rounding import methods_of
+from subeight.engine.selfcalibration import sample_self
+from subeight.models.folds import foldable_groups
+from subeight.models.model import Model
+from subeight.recipes import Plan, Recipe, load_recipe, resolve
+from subeight.text import Calibration, CalibrationSpec, calibrate
+from subeight.verbs.options import Options
+from subeight.verbs.session import Session, context_length
+
+
+def planned(
+    model: Model, name: str, options: Options, *, engine: str = "any", tap: str | None = None
+) -> tuple[Recipe, Plan]:
+    """The recipe called `name` and its plan; `tap` overrides where the statistics are taken."""
+    recipe = load_recipe(name)
+    if tap is not None:
+        recipe = recipe.model_copy(update={"tap": tap})
+    if options.calibration is not None:
+        recipe = recipe.model_copy(
+            update={"calibration": recipe.calibration.model_copy(update={"source": options.calibration})}
+        )
+    plan = resolve(recipe, model.linears, engine=engine)
+    if any(method.move == "move" for site in plan.quantized for method in methods_of(site)):
+        plan = resolve(recipe, model.linears, engine=engine, foldable=foldable_groups(model))
+    return recipe, plan
+
+
+def reads_text(plan: Plan) -> bool:
+    """Whether the plan needs calibration text at all."""
+    static = any(site.inputs is not None and site.inputs.per == "tensor" for site in plan.quantized)
+    return static or any(method.needs for site in plan.quantized for method in methods_of(site))
+
+
+def calibration_of(session: Session, model: Model, recipe: Recipe) -> Calibration:
+    """The calibration text of a recipe, cut to what the model takes."""
+    asked = recipe.calibration
+    spec = CalibrationSpec(asked.source, asked.sequences, min(asked.length, context_length(model)), asked.seed)
+    if asked.source == "self":
+        return sample_self(model, spec, session.computing, yes=session.options.yes)
+    return calibrate(spec, model.tokenizer())
+
+
+def predicted(model: Model, plan: Plan, tokens: int, session: Session) -> dict[str, Any]:
+    """What a quantization will take: seconds from a measured product on this machine, memory and disk from sizes."""
+    rate = _product_rate(session)
+    weights = sum(site.linear.count for site in plan.sites if site.linear.block is not None)
+    width = max(site.linear.shape[1] for site in plan.quantized)
+    forwards = 3.5 if reads_text(plan) and plan.tap == "sequential" else 2.0 if reads_text(plan) else 0.0
+    solving = (
+        sum(float(site.linear.shape[0]) * site.linear.shape[1] ** 2 for site in plan.quantized) if forwards else 0.0
+    )
+    block = max(_block_bytes(model, index) for index in range(len(model.skeleton.blocks)))
+    outside = sum(site.bytes for site in plan.sites if site.linear.block is None)
+    hidden = tokens * model.config.get_text_config(decoder=True).hidden_size * session.dtype.itemsize
+    return {
+        "seconds": round((2 * weights * tokens * forwards + 4 * solving) / rate + 2e-8 * weights, 1),
+        "memory_bytes": int(2 * block + hidden + 3 * 4 * width**2 + outside),
+        "disk_bytes": int(plan.bytes + outside),
+    }
+
+
+def _product_rate(session: Session) -> float:
+    """Multiply-adds of this machine's dtype a second, times two, from one matrix product."""
+    a = torch.ones(1024, 1024, dtype=session.dtype, device=session.device)
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 1024**3 / best
+
+
+def _block_bytes(model: Model, index: int) -> int:
+    return sum(4 * parameter.numel() for parameter in model.skeleton.blocks[index].parameters())

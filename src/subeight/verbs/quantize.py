@@ -1,0 +1,178 @@
+"""`quantize`: a model and a recipe in, a checkpoint that was loaded again and compared out."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from subeight.engine.job import Job, Settings
+from subeight.engine.lane import Lane
+from subeight.engine.loop import run as run_loop
+from subeight.errors import ModelError
+from subeight.export import exporter_for
+from subeight.models.model import Model
+from subeight.recipes import Plan, Recipe
+from subeight.records import Coordinates, atomic_write, require_space
+from subeight.text import Calibration
+from subeight.verbs.options import Options
+from subeight.verbs.parity import verified
+from subeight.verbs.planning import calibration_of, planned, predicted, reads_text
+from subeight.verbs.session import Result, Session, calibration_settings, finish
+
+CALIBRATION_BATCH = 8
+
+
+def quantize(
+    model: str,
+    recipe: str = "gptq-int4",
+    *,
+    engine: str = "any",
+    to: str = "compressed-tensors",
+    options: Options | None = None,
+) -> Result:
+    """Quantizes `model` by `recipe` (a shipped name or a YAML file) into a checkpoint directory.
+
+    The directory is `options.out`; killed at any point, the same call resumes. What was written is loaded by plain
+    transformers in a fresh process and its logits compared with what the loop computed.
+
+    Raises:
+        InputError: anything that the user can mend (model, recipe, text, directory, disk).
+        ParityError: the written checkpoint computes something else; it is set aside.
+    """
+    options = options or Options()
+    session = Session("quantize", options)
+    opened = session.model(model)
+    _require_full_precision(opened)
+    chosen, plan = planned(opened, recipe, options, engine=engine)
+    exporter = exporter_for(to)
+    exporter.require(plan.sites)
+    calibration = calibration_of(session, opened, chosen) if reads_text(plan) else None
+    tokens = 0 if calibration is None else calibration.ids.numel()
+    forecast = predicted(opened, plan, tokens, session)
+    coordinates = coordinates_of(session, opened, plan, calibration)
+    if options.dry_run:
+        return _dry(session, opened, plan, forecast, coordinates)
+    run = session.run(opened, {"coordinates": coordinates.model_dump(), "to": to, "batch": CALIBRATION_BATCH})
+    require_space(run.directory, forecast["disk_bytes"])
+    keep_plan(run.directory, chosen, plan)
+    settings = loop_settings(session)
+    (lane,) = run_loop(
+        opened, [Job(plan, run.directory, exporter)], None if calibration is None else calibration.ids, settings
+    )
+    parity = verified(run.directory, session)
+    record = session.record(
+        coordinates,
+        quantize_numbers(plan, lane, run.directory, parity, forecast),
+        subject={"model": opened.label, "recipe": chosen.name, "checkpoint": str(run.directory)},
+        settings={**calibration_settings(calibration), "to": to, "engine": engine, "batch": CALIBRATION_BATCH},
+        warnings=warnings_of(lane),
+    )
+    lines = (f"{opened.label} at {plan.bits_per_weight:.3f} bits per weight in {run.directory}",)
+    result = finish(run, record, lines)
+    shutil.rmtree(run.directory / ".blocks", ignore_errors=True)
+    return result
+
+
+def coordinates_of(
+    session: Session, model: Model, plan: Plan, calibration: Calibration | None, evaluation: str | None = None
+) -> Coordinates:
+    """The five coordinates of a quantized model of ours."""
+    return Coordinates(
+        baseline=model.coordinate,
+        recipe=plan.fingerprint,
+        calibration=None if calibration is None else calibration.hash,
+        evaluation=evaluation,
+        stack=session.stack.hash,
+    )
+
+
+def loop_settings(session: Session) -> Settings:
+    """How the loop runs, as the options say."""
+    options = session.options
+    return Settings(
+        session.dtype,
+        session.device,
+        CALIBRATION_BATCH,
+        options.seed,
+        _hessian_share(options.max_memory),
+        options.scratch,
+        options.quiet,
+    )
+
+
+def _hessian_share(limit: int | None) -> int | None:
+    # A third: the solver holds a second copy and a factor beside each Hessian.
+    return None if limit is None else limit // 3
+
+
+def keep_plan(directory: Path, recipe: Recipe, plan: Plan) -> None:
+    """Writes the recipe and the plan beside the checkpoint."""
+    atomic_write(directory / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    atomic_write(directory / "plan.json", json.dumps(plan.to_dict(), indent=1) + "\n")
+
+
+def quantize_numbers(
+    plan: Plan, lane: Lane, directory: Path, parity: dict[str, Any] | None, forecast: dict[str, Any]
+) -> dict[str, Any]:
+    """The numbers of a quantize record."""
+    outcomes = lane.outcomes()
+    linears = []
+    for site in plan.sites:
+        outcome = outcomes.get(site.linear.name, {})
+        row = site.to_dict()
+        linears.append(
+            {
+                **{key: row[key] for key in ("name", "block", "group", "shape", "methods", "reason", "runs_in")},
+                "format": row["weights"] or row["dtype"],
+                "inputs": row["inputs"],
+                "bits": row["bits"],
+                "bytes": row["bytes"],
+                "weight_error": outcome.get("weight_error"),
+                "output_error": outcome.get("output_error"),
+                "notes": outcome.get("notes", {}),
+            }
+        )
+    return {
+        "bits_per_weight": plan.bits_per_weight,
+        "bytes": plan.bytes,
+        "linears": linears,
+        "plan": plan.to_dict(),
+        "checkpoint": str(directory),
+        "parity": parity,
+        "predicted": forecast,
+    }
+
+
+def warnings_of(lane: Lane) -> list[str]:
+    """What a user should know of how the linears were rounded."""
+    outcomes = lane.outcomes().values()
+    found = []
+    raised = [o["name"] for o in outcomes if o["notes"].get("damping", 0) > 0.01]
+    if raised:
+        found.append(f"GPTQ had to raise its damping for {len(raised)} linears, first {raised[0]}.")
+    unfed = [o["name"] for o in outcomes if o["notes"].get("dead", 0) and o["output_error"] is None]
+    if unfed:
+        found.append(
+            f"Calibration reached {len(unfed)} linears with no token (first {unfed[0]}): they were rounded plainly."
+        )
+    return found
+
+
+def _dry(session: Session, model: Model, plan: Plan, forecast: dict[str, Any], coordinates: Coordinates) -> Result:
+    numbers = {
+        "bits_per_weight": plan.bits_per_weight,
+        "bytes": plan.bytes,
+        "plan": plan.to_dict(),
+        "predicted": forecast,
+    }
+    record = session.record(coordinates, numbers, subject={"model": model.label, "recipe": plan.recipe})
+    return Result(record, lines=tuple(plan.summary()))
+
+
+def _require_full_precision(model: Model) -> None:
+    if model.quantization is not None and model.codes is not None:
+        raise ModelError(
+            f"{model.label} is quantized already; give the full-precision model, or export its codes with `export`."
+        )
