@@ -10,7 +10,7 @@ The verbs of the command line are functions here, and the nouns that they speak 
 from subeight.errors import InputError, ParityError, SubeightError, UndecidedError
 from subeight.formats import Format, QTensor
 from subeight.models.model import Model
-from subeight.recipes import Plan, Recipe
+from subeight.recipes import Plan, Recipe, load_recipe
 from subeight.records import Coordinates, Record
 from subeight.verbs import Options, Result, compare, evaluate, export, inspect, quantize, report
 
@@ -32,6 +32,7 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "load_recipe",
     "quantize",
     "report",
 ]

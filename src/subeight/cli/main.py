@@ -9,11 +9,14 @@ import sys
 import warnings
 from typing import NoReturn
 
-import click
 import typer
 
 from subeight.cli import verbs
 from subeight.errors import SubeightError
+
+# Some versions of typer bring a click of their own, so its class of errors is found by what typer hands out.
+_ClickError: type[Exception] = typer.BadParameter.__mro__[2]
+_INTERRUPTED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -27,24 +30,32 @@ for name, function in verbs.COMMANDS.items():
 
 def main() -> NoReturn:
     """Runs the command line and leaves with its exit status."""
-    _quieten()
+    quieten()
     try:
         status = app(standalone_mode=False) or 0
     except SubeightError as error:
-        print(f"subeight: {error}", file=sys.stderr)
+        print(f"subeight: {_line(error)}", file=sys.stderr)
         status = error.exit_status
-    except click.ClickException as error:
-        print(f"subeight: {error.format_message()} See `subeight --help`.", file=sys.stderr)
+    except _ClickError as error:
+        if message := _line(error.format_message()):  # type: ignore[attr-defined]  # none where the help was shown
+            end = "" if message.endswith((".", "?")) else "."
+            print(f"subeight: {message}{end} See `subeight --help`.", file=sys.stderr)
         status = 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
+        status = _INTERRUPTED
+    if status == _INTERRUPTED:
         print("subeight: interrupted; the same command continues where it stopped.", file=sys.stderr)
-        status = 130
     sys.stdout.flush()
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _quieten() -> None:
-    """Libraries talk on standard error, where our own words and progress go; only their errors pass."""
+def _line(words: object) -> str:
+    """One line, also where another library's message has several."""
+    return " ".join(str(words).split())
+
+
+def quieten() -> None:
+    """Silences libraries: they talk on standard error, where our own words and progress go; only their errors pass."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("transformers").setLevel(logging.ERROR)

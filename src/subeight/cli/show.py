@@ -14,7 +14,7 @@ from subeight.verbs.session import Result
 
 def show(result: Result, *, as_json: bool) -> None:
     """Prints what a verb gave back; the last line names the record and the report."""
-    console = Console(stderr=True)
+    console = _console()
     plan = result.numbers.get("plan")
     if result.directory is None and plan:
         console.print(plan_table(plan["sites"]))
@@ -30,6 +30,17 @@ def show(result: Result, *, as_json: bool) -> None:
         sys.stdout.write(result.record.to_json())
     if result.directory is not None:
         print(f"record {result.directory / 'record.json'} report {result.report}", file=sys.stderr)
+
+
+def words(what: str | Table) -> None:
+    """Words or a table for a person, on standard error."""
+    _console().print(what, highlight=False, soft_wrap=isinstance(what, str), markup=False)
+
+
+def _console() -> Console:
+    """Standard error; as wide as a table wants where it is no terminal."""
+    console = Console(stderr=True)
+    return console if console.is_terminal else Console(stderr=True, width=240)
 
 
 def plan_table(sites: Sequence[Mapping[str, Any]]) -> Table:
@@ -55,16 +66,20 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One line for each recipe, best first."""
     table = Table("recipe", "bits", "MB", "KL", "95 %", "ppl", "baseline", "top-1", "seconds")
     for row in sorted(rows, key=lambda row: row.get("kl") or 0.0):
-        low, high = row.get("kl_ci") or (float("nan"), float("nan"))
+        low, high = row.get("kl_ci") or (None, None)
         table.add_row(
             escape(row["recipe"]),
             f"{row['bits_per_weight']:.2f}",
             f"{row['bytes'] / 1e6:.1f}",
-            f"{row['kl']:.4f}",
-            f"{low:.4f} to {high:.4f}",
-            f"{row['ppl']:.2f}",
-            f"{row['ppl_baseline']:.2f}",
-            f"{row['top1']:.3f}",
+            _shown(row.get("kl"), ".4f"),
+            "-" if low is None else f"{low:.4f} to {high:.4f}",
+            _shown(row.get("ppl"), ".2f"),
+            _shown(row.get("ppl_baseline"), ".2f"),
+            _shown(row.get("top1"), ".3f"),
             f"{row['quantize_seconds']:.0f}",
         )
     return table
+
+
+def _shown(value: float | None, how: str) -> str:
+    return "-" if value is None else format(value, how)

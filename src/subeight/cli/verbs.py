@@ -15,9 +15,7 @@ from subeight.verbs.options import Options
 
 Name = Annotated[str, typer.Argument(help="a directory, a .gguf file, a hub id, or smollm2")]
 Out = Annotated[Path | None, typer.Option("--out", help="run directory (default runs/<verb>-<model>-<hash>)")]
-Calibration = Annotated[
-    str | None, typer.Option("--calibration", help="text, data set or self; overrides the recipe")
-]
+Calibration = Annotated[str | None, typer.Option("--calibration", help="text, data set or self; overrides the recipe")]
 Evals = Annotated[list[str] | None, typer.Option("--evals", help="text or JSONL, repeatable (default builtin)")]
 EvalTokens = Annotated[int | None, typer.Option("--eval-tokens", min=2, help="at most so many evaluation tokens")]
 EvalWindow = Annotated[int, typer.Option("--eval-window", min=2, help="tokens in a window of plain text")]
@@ -43,7 +41,7 @@ def parse_bytes(text: str | None) -> int | None:
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", text.upper())
-    if found is None:
+    if found is None or float(found[1]) == 0:
         raise InputError(f"--max-memory was given {text!r}; say for instance 2GB, 512MiB or a number of bytes.")
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
@@ -175,6 +173,7 @@ def compare(
     dtype: Dtype = "auto",
     max_memory: MaxMemory = None,
     scratch: Scratch = None,
+    across: Across = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     quiet: Quiet = False,
@@ -195,6 +194,7 @@ def compare(
         dtype=dtype,
         max_memory=parse_bytes(max_memory),
         scratch=scratch,
+        across=tuple(across or ()),
         dry_run=dry_run,
         yes=yes,
         quiet=quiet,

@@ -1,16 +1,17 @@
 """One recipe on its way through the model: what it does to each block, and the shards that it leaves."""
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from subeight.engine.job import Job, Outcome, Settings
-from subeight.engine.moves import move_block, moving
+from subeight.engine.moves import Tap, move_block, moving
 from subeight.engine.rounding import needs, round_group, rounder_of
 from subeight.engine.shards import block_tensors, checkpoint_config, shell_tensors
-from subeight.engine.streams import Stream
 from subeight.export.checkpoint import ShardWriter
 from subeight.formats import Format, QTensor, Scales, find_scales
 from subeight.models.block import Block, Written
@@ -18,9 +19,9 @@ from subeight.models.folds import Fold, block_folds
 from subeight.models.model import Model
 from subeight.models.read.quantized import quantized_tensors
 from subeight.models.read.safetensors import Stored, index_file
-from subeight.models.shell import Shell
 from subeight.models.stats import Stats
-from subeight.models.tap import chunks, gather
+from subeight.models.structure import InputGroup, LinearView
+from subeight.models.tap import chunks
 from subeight.models.weights import StoredWeights
 from subeight.records.files import atomic_write
 
@@ -28,6 +29,16 @@ from subeight.records.files import atomic_write
 RUN_FILES = frozenset(
     {"run.json", "record.json", "plan.json", "recipe.yaml", "report.html", "samples.parquet", ".blocks"}
 )
+UNLIMITED = 1 << 62
+
+
+@dataclass
+class Rounded:
+    """What was decided about the linears of a block so far, by name."""
+
+    codes: dict[str, QTensor] = field(default_factory=dict)
+    inputs: dict[str, tuple[Format, Scales | None]] = field(default_factory=dict)
+    outcomes: list[Outcome] = field(default_factory=list)
 
 
 class Lane:
@@ -55,89 +66,83 @@ class Lane:
             count += 1
         return count
 
-    def quantize(self, block: Block, shell: Shell, stream: Stream) -> None:
-        """Quantizes a block whose inputs come from this lane's own stream; it computes with the result afterwards."""
-        groups = block.structure.groups
-        moves = moving(self.plan, block)
-        stats: dict[str, Stats] = {}
-        once = self.plan.tap == "parallel"
-        if moves or once:
-            wanted = needs(self.plan, groups, moves=True, rounds=once)
-            stats = self._gather(block, list(groups), shell, stream, wanted)
-        if moves:
-            stats = move_block(block, self._folds(block.index), self.plan, stats)
-        rounds = needs(self.plan, groups, moves=False, rounds=True)
-        codes: dict[str, QTensor] = {}
-        outcomes: list[Outcome] = []
-        scales: dict[str, Tensor] = {}
-        for stage in block.structure.stages:
-            for part in chunks(stage, self._limit(), rounds):
-                tapped = stats if once else self._gather(block, part, shell, stream, rounds) if rounds else {}
-                for group in part:
-                    done, lost = round_group(block, group, self.plan, tapped.get(group.name), self.settings.seed)
-                    self._put(block, group.linears, done, tapped.get(group.name), scales)
-                    codes |= done
-                    outcomes += lost
-        self._write(block, codes, scales, outcomes)
+    @property
+    def reads(self) -> bool:
+        """Whether any linear of the blocks is decided by what it reads."""
+        return any(needs(self.plan, structure.groups, moves=True, rounds=True) for structure in self.model.structures)
 
-    def quantize_exact(self, block: Block, stats: dict[str, Stats]) -> None:
-        """Quantizes a block from statistics of the baseline's own activations; the block is this lane's to change."""
+    def quantize(self, block: Block, tap: Tap, *, live: bool = True) -> None:
+        """Quantizes a block and writes its shard; `tap` gathers what groups of it read.
+
+        A live block is this lane's own: it computes with what was rounded, in the end or (`tap: sequential`) as soon as
+        it was. Otherwise it stays as it was, but for its moves, and the statistics are those from before them.
+        """
+        columns: dict[str, Tensor] = {}
         if moving(self.plan, block):
-            stats = move_block(block, self._folds(block.index), self.plan, dict(stats))
-        codes: dict[str, QTensor] = {}
-        outcomes: list[Outcome] = []
-        scales: dict[str, Tensor] = {}
-        for group in block.structure.groups:
-            done, lost = round_group(block, group, self.plan, stats.get(group.name), self.settings.seed)
-            self._put(block, (), done, stats.get(group.name), scales)
-            codes |= done
-            outcomes += lost
-        self._write(block, codes, scales, outcomes)
+            columns = move_block(block, self._folds(block.index), self.plan, tap, self._limit())
+        done = Rounded()
+        staged = live and self.plan.tap == "sequential"
+        for stage in block.structure.stages if staged else [list(block.structure.groups)]:
+            for part, wanted in self._parts(stage):
+                tapped = tap(part, wanted) if wanted else {}
+                for group in part:
+                    stats = tapped.pop(group.name, None)
+                    if stats is not None and not live and group.name in columns:
+                        stats = stats.rescaled(columns[group.name])
+                    self._round(block, group, stats, done)
+                    if staged:
+                        self._compute_with(block, group.linears, done)
+        if live and not staged:
+            self._compute_with(block, list(block.structure.linears()), done)
+        self._write(block, done)
+
+    def _parts(self, stage: Sequence[InputGroup]) -> Iterator[tuple[list[InputGroup], frozenset[str]]]:
+        """The groups of a stage that the plan decides about: those without statistics, then the others in chunks."""
+        needed = {group.name: needs(self.plan, [group], moves=False, rounds=True) for group in stage}
+        decided = [group for group in stage if any(self.plan.site(view.info.name).weights for view in group.linears)]
+        plain = [group for group in decided if not needed[group.name]]
+        if plain:
+            yield plain, frozenset()
+        fed = [group for group in decided if needed[group.name]]
+        wanted = frozenset().union(*(needed[group.name] for group in fed))
+        for part in chunks(fed, self._limit(), wanted) if fed else ():
+            yield part, wanted
 
     def _folds(self, index: int) -> list[Fold]:
         return block_folds(self.model, Block(self.model, index, torch.float32))
 
     def _limit(self) -> int:
-        return self.settings.max_memory or (1 << 62)
+        return self.settings.max_memory or UNLIMITED
 
-    def _gather(
-        self, block: Block, groups: list, shell: Shell, stream: Stream, wanted: frozenset[str]
-    ) -> dict[str, Stats]:
-        found: dict[str, Stats] = {}
-        for part in chunks(groups, self._limit(), wanted):
-            found |= gather(block, part, stream.batches(shell, block.index), wanted)
-        return found
-
-    def _put(
-        self,
-        block: Block,
-        views: Any,
-        codes: dict[str, QTensor],
-        stats: Stats | None,
-        scales: dict[str, Tensor],
-    ) -> None:
-        """Lets the block compute with the codes, and rounds inputs where the plan says so."""
-        inputs: dict[str, tuple[Format, Scales | None]] = {}
+    def _round(self, block: Block, group: InputGroup, stats: Stats | None, done: Rounded) -> None:
+        codes, outcomes = round_group(block, group, self.plan, stats, self.settings.seed)
+        done.codes |= codes
+        done.outcomes += outcomes
         for name in codes:
-            site = self.plan.site(name)
-            if site.inputs is None:
+            format = self.plan.site(name).inputs
+            if format is None:
                 continue
             static = None
-            if site.inputs.per == "tensor":
+            if format.per == "tensor":
                 assert stats is not None and stats.absmax is not None
-                static = find_scales(stats.absmax[None].cpu(), site.inputs)
-                scales[name] = static.scales
-            inputs[name] = (site.inputs, static)
-        for view in views:
-            if view.info.name in codes:
-                block.set_weight(view, self.job.exporter.as_loaded(self.plan.site(view.info.name), codes[view.info.name]))
-        block.quantize_inputs(inputs)
+                static = find_scales(stats.absmax[None], format)
+            done.inputs[name] = (format, static)
 
-    def _write(
-        self, block: Block, codes: dict[str, QTensor], scales: dict[str, Tensor], outcomes: list[Outcome]
-    ) -> None:
-        tensors = block_tensors(self.model, block.structure, block.stored, codes, self.plan, self.job.exporter, scales)
-        notes = [outcome.to_dict() for outcome in outcomes]
+    def _compute_with(self, block: Block, views: Sequence[LinearView], done: Rounded) -> None:
+        """Lets the block compute with the codes of these linears, and rounds their inputs where the plan says so."""
+        mine = [view for view in views if view.info.name in done.codes]
+        for view in mine:
+            name = view.info.name
+            block.set_weight(view, self.job.exporter.as_loaded(self.plan.site(name), done.codes[name]))
+        names = [view.info.name for view in mine]
+        block.quantize_inputs({name: done.inputs[name] for name in names if name in done.inputs})
+
+    def _write(self, block: Block, done: Rounded) -> None:
+        scales = {name: static.scales.cpu() for name, (_, static) in done.inputs.items() if static is not None}
+        tensors = block_tensors(
+            self.model, block.structure, block.stored, done.codes, self.plan, self.job.exporter, scales
+        )
+        notes = [outcome.to_dict() for outcome in done.outcomes]
         folder = self.job.directory / ".blocks"
         folder.mkdir(exist_ok=True)
         atomic_write(folder / f"{block.index:05d}.json", json.dumps(notes))

@@ -5,20 +5,26 @@ stream and one pass; every other recipe has its own stream, whose activations ha
 """
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from subeight.engine.job import Job, Settings
-from subeight.engine.lane import Lane
+from subeight.engine.lane import UNLIMITED, Lane
+from subeight.engine.moves import Tap, moving
 from subeight.engine.rounding import needs
 from subeight.engine.streams import DiskStream, MemoryStream, Stream, embedded
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.shell import Shell
-from subeight.models.stats import Stats
+from subeight.models.stats import GATHERED, Stats
+from subeight.models.structure import InputGroup
 from subeight.models.tap import chunks, gather
+from subeight.records.coordinates import fingerprint
 from subeight.records.progress import progress
 
 
@@ -29,53 +35,77 @@ def run(model: Model, jobs: Sequence[Job], ids: Tensor | None, settings: Setting
     same bytes as an uninterrupted run's on the same machine, stack and thread count.
     """
     lanes = [Lane(model, job, settings) for job in jobs]
-    exact = [lane for lane in lanes if ids is None or lane.plan.tap == "exact"]
-    own = [lane for lane in lanes if lane not in exact]
-    blocks = len(model.skeleton.blocks)
-    shell = Shell(model, settings.dtype, settings.device, weights=ids is not None)
+    blind = [lane for lane in lanes if ids is None or not lane.reads]
+    exact = [lane for lane in lanes if lane not in blind and lane.plan.tap == "exact"]
+    own = [lane for lane in lanes if lane not in blind and lane not in exact]
+    shell = Shell(model, settings.dtype, settings.device, weights=bool(exact or own))
     what = f"Quantizing {model.label}" + (f" by {len(lanes)} recipes" if len(lanes) > 1 else "")
-    with progress(blocks * (len(own) + bool(exact)), what, "blocks", quiet=settings.quiet) as advance:
-        if exact:
-            _run_exact(model, exact, ids, shell, settings, advance)
+    total = len(model.skeleton.blocks) * (bool(blind) + bool(exact) + len(own))
+    with progress(total, what, "blocks", quiet=settings.quiet) as advance:
+        for shared, text in ((blind, None), (exact, ids)):
+            if shared:
+                _run_shared(model, shared, text, shell, settings, advance)
         for lane in own:
             assert ids is not None
             _run_own(model, lane, ids, shell, settings, advance)
+    del shell
     for lane in lanes:
         lane.write_shell()
     return lanes
 
 
-def _stream(name: str, ids: Tensor, shell: Shell, settings: Settings, limit: int) -> Stream:
+def _stream(
+    model: Model, lanes: Sequence[Lane], ids: Tensor, shell: Shell, settings: Settings, finished: int
+) -> Stream:
     def first() -> Iterator[Tensor]:
         return embedded(shell, ids, settings.batch)
 
     if settings.scratch is None:
         return MemoryStream(list(first()))
-    return DiskStream(settings.scratch / name, first, limit)
+    depends_on = {
+        "model": model.coordinate,
+        "lanes": [[str(lane.job.directory.resolve()), lane.plan.fingerprint, lane.job.exporter.name] for lane in lanes],
+        "ids": hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest(),
+        "settings": [str(settings.dtype), str(settings.device), settings.batch, settings.seed],
+        "threads": torch.get_num_threads(),
+    }
+    return DiskStream(settings.scratch / f"stream-{fingerprint(depends_on)}", first, finished)
+
+
+def _tap_of(block: Block, stream: Stream, shell: Shell) -> Tap:
+    """Gathers what groups of the block read of the stream."""
+
+    def tap(groups: Sequence[InputGroup], wanted: frozenset[str]) -> dict[str, Stats]:
+        return gather(block, groups, stream.batches(shell, block.index), wanted)
+
+    return tap
 
 
 def _run_own(
     model: Model, lane: Lane, ids: Tensor, shell: Shell, settings: Settings, advance: Callable[..., None]
 ) -> None:
-    finished = lane.finished
-    stream = _stream(f"stream-{lane.plan.fingerprint}", ids, shell, settings, finished)
+    finished, count = lane.finished, len(model.skeleton.blocks)
+    if finished == count:
+        advance(count)
+        return
+    stream = _stream(model, [lane], ids, shell, settings, finished)
     advance(stream.position)
-    last = len(model.skeleton.blocks) - 1
-    for index in range(stream.position, len(model.skeleton.blocks)):
+    for index in range(stream.position, count):
         began = time.monotonic()
         if index < finished:
             block = Block(model, index, settings.dtype, settings.device, written=lane.written(index))
         else:
             block = Block(model, index, settings.dtype, settings.device, keep=True)
-            lane.quantize(block, shell, stream)
+            lane.quantize(block, _tap_of(block, stream, shell))
             block.stored.clear()
-        if index < last:
+        if index < count - 1:
             stream.advance(block, shell)
         lane.seconds += time.monotonic() - began
         advance()
+    stream.close()
 
 
-def _run_exact(
+def _run_shared(
     model: Model,
     lanes: list[Lane],
     ids: Tensor | None,
@@ -83,45 +113,59 @@ def _run_exact(
     settings: Settings,
     advance: Callable[..., None],
 ) -> None:
-    """Lanes that share the baseline's own activations: one forward a block serves taps and advance together."""
-    finished = min(lane.finished for lane in lanes)
-    stream = None if ids is None else _stream("stream-exact", ids, shell, settings, finished)
+    """Lanes that share the baseline's own activations, or (`ids` None) read none: one forward a block serves all."""
+    finished, count = min(lane.finished for lane in lanes), len(model.skeleton.blocks)
+    if finished == count:
+        advance(count)
+        return
+    stream = None if ids is None else _stream(model, lanes, ids, shell, settings, finished)
     start = finished if stream is None else stream.position
     advance(start)
-    last = len(model.skeleton.blocks) - 1
-    for index in range(start, len(model.skeleton.blocks)):
+    for index in range(start, count):
         began = time.monotonic()
         waiting = [lane for lane in lanes if lane.finished <= index]
         block = Block(model, index, settings.dtype, settings.device, keep=bool(waiting))
-        stats: dict[str, Stats] = {}
-        if stream is not None:
-            stats = _tap_exact(block, waiting, shell, stream, settings, forward=index < last)
+        tap = _no_tap if stream is None or not waiting else _shared_tap(block, waiting, shell, stream, settings)
         common = time.monotonic() - began
-        for number, lane in enumerate(waiting):
-            mine = block if number == len(waiting) - 1 else _copied(block)
+        for lane in waiting:
             began = time.monotonic()
-            lane.quantize_exact(mine, stats)
+            lane.quantize(_copied(block) if moving(lane.plan, block) else block, tap, live=False)
             lane.seconds += time.monotonic() - began + common / len(waiting)
+        block.stored.clear()
+        if stream is not None and index < count - 1:
+            stream.advance(block, shell)
         advance()
+    if stream is not None:
+        stream.close()
 
 
 def _copied(block: Block) -> Block:
-    """The block with stored weights of its own, since moves change them."""
+    """The block with weights of its own, since moves change them."""
     other = copy.copy(block)
     other.stored = {name: value.clone() for name, value in block.stored.items()}
     other.module = copy.deepcopy(block.module)
     return other
 
 
-def _tap_exact(
-    block: Block, lanes: list[Lane], shell: Shell, stream: Stream, settings: Settings, *, forward: bool
-) -> dict[str, Stats]:
-    groups = list(block.structure.groups)
-    wanted = frozenset().union(*(needs(lane.plan, groups, moves=True, rounds=True) for lane in lanes))
-    stats: dict[str, Stats] = {}
-    if wanted:
-        for part in chunks(groups, settings.max_memory or (1 << 62), wanted):
-            stats |= gather(block, part, stream.batches(shell, block.index), wanted)
-    if forward:
-        stream.advance(block, shell)
-    return stats
+def _no_tap(groups: Sequence[InputGroup], wanted: frozenset[str]) -> dict[str, Stats]:
+    raise AssertionError(f"{[group.name for group in groups]} want {sorted(wanted)}, but there is no calibration text")
+
+
+def _shared_tap(block: Block, lanes: Sequence[Lane], shell: Shell, stream: Stream, settings: Settings) -> Tap:
+    """One pass for all lanes where the Hessians of all groups fit into memory, else passes by chunk and lane."""
+    fed: list[InputGroup] = []
+    union: frozenset[str] = frozenset()
+    for group in block.structure.groups:
+        wanted = frozenset().union(*(needs(lane.plan, [group], moves=True, rounds=True) for lane in lanes))
+        fed += [group] if wanted else []
+        union |= wanted
+    tap = _tap_of(block, stream, shell)
+    if not fed or len(chunks(fed, settings.max_memory or UNLIMITED, union)) > 1:
+        return tap
+    gathered = tap(fed, union)
+    return lambda groups, wanted: {group.name: _only(gathered[group.name], wanted) for group in groups}
+
+
+def _only(stats: Stats, wanted: frozenset[str]) -> Stats:
+    """What one lane asked for, as if it were alone."""
+    return replace(stats, **dict.fromkeys(GATHERED - wanted, None))

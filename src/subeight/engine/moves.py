@@ -1,14 +1,21 @@
 """Moves: rewriting a block so that it computes the same function with easier numbers, before anything is rounded."""
 
-import torch
+from collections.abc import Callable, Sequence
 
-from subeight.engine.rounding import methods_of
+import torch
+from torch import Tensor
+
+from subeight.engine.rounding import methods_of, needs
 from subeight.errors import SubeightError
 from subeight.methods.base import Move
 from subeight.models.block import Block
 from subeight.models.folds import Fold, apply
 from subeight.models.stats import Stats
+from subeight.models.structure import InputGroup
+from subeight.models.tap import chunks
 from subeight.recipes.plan import Plan
+
+Tap = Callable[[Sequence[InputGroup], frozenset[str]], dict[str, Stats]]
 
 
 def moving(plan: Plan, block: Block) -> dict[str, list[Move]]:
@@ -22,26 +29,62 @@ def moving(plan: Plan, block: Block) -> dict[str, list[Move]]:
     return found
 
 
-def move_block(block: Block, folds: list[Fold], plan: Plan, stats: dict[str, Stats]) -> dict[str, Stats]:
-    """Applies the plan's moves to the block, in data order; returns the statistics as the moved block has them."""
+def move_block(block: Block, folds: Sequence[Fold], plan: Plan, tap: Tap, limit: int) -> dict[str, Tensor]:
+    """Applies the plan's moves to the block; returns, by group, what its input channels are divided by now.
+
+    Every scale is found on the block as it was, in chunks of groups whose Hessians stay under `limit` bytes, and
+    then all are applied: the chunks do not change the result.
+    """
     wanted = moving(plan, block)
-    for fold in folds:
-        groups = [group for group in block.structure.groups if group.name in fold.groups and group.name in wanted]
-        for move in wanted[groups[0].name] if groups else ():
-            s = _diagonal(block, fold, move, plan, stats[groups[0].name])
-            if not bool(torch.isfinite(s).all()) or not bool((s > 0).all()):
-                raise SubeightError(f"{move.name} gave scales that are not positive for {groups[0].name}.")
-            apply(block, fold, s)
-            columns = s[torch.tensor(fold.channels, device=s.device)]
-            for name in fold.groups:
-                if name in stats:
-                    stats[name] = stats[name].rescaled(columns)
-    return stats
+    folds = [fold for fold in folds if not fold.groups.isdisjoint(wanted)]
+    groups = [g for g in block.structure.groups if g.name in wanted and any(g.name in fold.groups for fold in folds)]
+    read = needs(plan, groups, moves=True, rounds=False)
+    gathered: dict[int, Stats] = {}
+    scales: dict[int, Tensor] = {}
+    for part in chunks(groups, limit, read):
+        stats = tap(part, read)
+        for at, fold in enumerate(folds):
+            mine = [group.name for group in groups if group.name in fold.groups]
+            for name in (name for name in mine if name in stats):
+                gathered[at] = joined(gathered[at], stats[name]) if at in gathered else stats[name]
+            if mine[-1] in stats:
+                scales[at] = _diagonal(block, fold, wanted[mine[0]], plan, gathered.pop(at))
+    columns: dict[str, Tensor] = {}
+    for at, fold in enumerate(folds):
+        apply(block, fold, scales[at])
+        divided = scales[at][torch.tensor(fold.channels, device=scales[at].device)]
+        columns |= dict.fromkeys(fold.groups, divided)
+    return columns
 
 
-def _diagonal(block: Block, fold: Fold, move: Move, plan: Plan, stats: Stats) -> torch.Tensor:
+def joined(one: Stats, other: Stats) -> Stats:
+    """The statistics of the tokens of both: what a norm wrote, where each expert has read a part of it."""
+    count = one.count + other.count
+    share = one.count / max(count, 1)
+
+    def mean(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else (a * share).add_(b, alpha=1 - share)
+
+    absmax = None
+    if one.absmax is not None and other.absmax is not None:
+        absmax = torch.maximum(one.absmax, other.absmax)
+    return Stats(count, mean(one.hessian, other.hessian), absmax, mean(one.absmean, other.absmean))
+
+
+def _diagonal(block: Block, fold: Fold, moves: Sequence[Move], plan: Plan, stats: Stats) -> Tensor:
+    """What all moves together divide the producer's channels by; each one sees what those before it have done."""
     sites = [plan.site(view.info.name) for view in fold.readers]
-    weights = [block.original(view) for view in fold.readers]
+    formats = [site.weights for site in sites]
     inputs = next((site.inputs for site in sites if site.inputs is not None), None)
+    weights = [block.original(view) for view in fold.readers]
     channels = torch.tensor(fold.channels, device=block.device)
-    return move.diagonal(weights, [site.weights for site in sites], stats, channels, fold.count, inputs)
+    whole = torch.ones(fold.count, device=block.device)
+    for move in moves:
+        s = move.diagonal(weights, formats, stats, channels, fold.count, inputs)
+        if not bool(torch.isfinite(s).all()) or not bool((s > 0).all()):
+            raise SubeightError(f"{move.name} gave scales that are not positive for {fold.readers[0].info.group}.")
+        whole = whole * s
+        if move is not moves[-1]:
+            weights = [weight * s[channels] for weight in weights]
+            stats = stats.rescaled(s[channels])
+    return whole

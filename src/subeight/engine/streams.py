@@ -28,6 +28,9 @@ class Stream(Protocol):
     def advance(self, function: Callable[[Tensor, Call], Tensor], shell: Shell) -> None:
         """Replaces every hidden state by the block's output for it."""
 
+    def close(self) -> None:
+        """Leaves nothing behind: the last block is written."""
+
 
 class MemoryStream:
     """Hidden states in memory; after a kill the finished blocks are run again."""
@@ -45,18 +48,27 @@ class MemoryStream:
             self._hidden[index] = function(hidden, call).cpu()
         self.position += 1
 
+    def close(self) -> None:
+        self._hidden = []
+
 
 class DiskStream:
     """Hidden states in `directory`, one folder for each position; a whole folder survives a kill and is resumed."""
 
     def __init__(self, directory: Path, first: Callable[[], Iterator[Tensor]], limit: int) -> None:
-        """`first` makes the hidden states in front of block 0; `limit` is the last position that may be resumed."""
+        """`first` makes the hidden states in front of block 0; `limit` is the last position that may be resumed.
+
+        The directory must be named after all that the states depend on: what lies there is believed.
+        """
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        whole = [p for p in self._positions() if p <= limit and (self._folder(p) / "whole.json").is_file()]
+        whole = [p for p in self._positions() if p <= limit and self._is_whole(p)]
         self.position = max(whole, default=0)
         if not whole:
             self._write(0, first())
+        for position in self._positions():
+            if position != self.position:
+                self._remove(position)
 
     def _positions(self) -> list[int]:
         return [int(p.name[7:]) for p in self._directory.iterdir() if re.fullmatch(r"before-\d+", p.name)]
@@ -64,9 +76,17 @@ class DiskStream:
     def _folder(self, position: int) -> Path:
         return self._directory / f"before-{position:05d}"
 
-    def _write(self, position: int, hidden: Iterator[Tensor]) -> None:
+    def _is_whole(self, position: int) -> bool:
+        return (self._folder(position) / "whole.json").is_file()
+
+    def _remove(self, position: int) -> None:
         folder = self._folder(position)
+        (folder / "whole.json").unlink(missing_ok=True)  # first, or a kill half-way would leave a part that looks whole
         shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, position: int, hidden: Iterator[Tensor]) -> None:
+        self._remove(position)
+        folder = self._folder(position)
         folder.mkdir(parents=True)
         count = 0
         for value in hidden:
@@ -86,8 +106,11 @@ class DiskStream:
     def advance(self, function: Callable[[Tensor, Call], Tensor], shell: Shell) -> None:
         results = (function(hidden, call) for hidden, call in self.batches(shell, self.position))
         self._write(self.position + 1, results)
-        shutil.rmtree(self._folder(self.position))
+        self._remove(self.position)
         self.position += 1
+
+    def close(self) -> None:
+        shutil.rmtree(self._directory)
 
 
 def embedded(shell: Shell, ids: Tensor, batch: int) -> Iterator[Tensor]:

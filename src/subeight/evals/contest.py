@@ -36,6 +36,8 @@ def best_row(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) ->
             f"{name} has the lowest KL ({first['kl']:.4f}), but on this text it cannot be told from "
             f"{', '.join(close)}; measure on more text to decide."
         )
+    if len(measured) == 1:
+        return name, f"{name} is the only recipe that was measured (KL {first['kl']:.4f} nats)."
     same = [row for row in measured if abs(row["bits_per_weight"] - first["bits_per_weight"]) < SAME_SIZE]
     beside = f" of the {len(same)} recipes of its size and" if len(same) > 1 else ""
     return name, (

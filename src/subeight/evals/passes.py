@@ -35,7 +35,11 @@ class Computing:
 
 @dataclass(frozen=True)
 class Sequences:
-    """What is run: the samples that are scored token by token, then one sequence for each option of each question."""
+    """What is run: the samples that are scored token by token, then one sequence for each option of each question.
+
+    The text of a question counts like any text, and a conversation's answer like any answer; the options follow the
+    question alone.
+    """
 
     samples: tuple[Sample, ...]
     scored: int  # the first `scored` samples are token by token, the others are options
@@ -47,7 +51,11 @@ class Sequences:
     @classmethod
     def of(cls, evaluation: EvaluationSet) -> "Sequences":
         """The sequences of an evaluation set, options unfolded."""
-        plain = [sample for sample in evaluation.samples if sample.choices is None]
+        plain = [
+            replace(sample, choices=None, answer=None)
+            for sample in evaluation.samples
+            if sample.choices is None or sample.count or sample.needs_answer
+        ]
         asked = [sample for sample in evaluation.samples if sample.choices is not None and sample.answer is not None]
         options: list[Sample] = []
         question: list[int] = []
@@ -55,7 +63,8 @@ class Sequences:
         for number, sample in enumerate(asked):
             for at, choice in enumerate(sample.choices or ()):
                 scored = (False,) * len(sample.ids) + (True,) * len(choice)
-                options.append(replace(sample, ids=sample.ids + choice, scored=scored, choices=None, answer=None))
+                ids = sample.ids + choice
+                options.append(replace(sample, ids=ids, scored=scored, choices=None, answer=None, needs_answer=False))
                 question.append(number)
                 option.append(at)
         return cls(
@@ -81,7 +90,8 @@ class Pass:
 
 def places_of(batch: Batch) -> tuple[Tensor, Tensor]:
     """Rows and columns of the scored tokens of a batch, row by row."""
-    return torch.nonzero(batch.scored, as_tuple=True)
+    rows, columns = torch.nonzero(batch.scored, as_tuple=True)
+    return rows, columns
 
 
 def run_pass(model: Model, listed: Sequence[Batch], computing: Computing, what: str) -> Pass:
@@ -103,22 +113,30 @@ def run_pass(model: Model, listed: Sequence[Batch], computing: Computing, what: 
     return Pass(hidden, shell.head())
 
 
+def cache_key(model: Model, computing: Computing, what: object) -> str:
+    """Names what the baseline made of `what` under these settings."""
+    return fingerprint([model.coordinate, str(computing.dtype), str(computing.device), torch.get_num_threads(), what])
+
+
+def context_length(model: Model) -> int:
+    """How many tokens the model takes."""
+    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20)
+
+
 def reference_pass(model: Model, sequences: Sequences, evaluation: str, computing: Computing, cache: Path) -> Pass:
     """The baseline's pass, read from `cache` where the same one was made before.
 
-    The key holds the baseline, the evaluation, the dtype, the device and the thread count.
+    The key holds the baseline, the evaluation, the tokens themselves, the dtype, the device and the thread count;
+    what else of the stack changes numbers is the folder's matter.
     """
     listed = sequences.batches()
-    key = fingerprint(
-        [model.coordinate, evaluation, str(computing.dtype), str(computing.device), torch.get_num_threads(), 2]
-    )
-    path = cache / f"reference-{key}.safetensors"
+    rows = [[sample.ids, sample.scored] for sample in sequences.samples]
+    path = cache / f"reference-{cache_key(model, computing, [evaluation, rows, BATCH_TOKENS])}.safetensors"
     if path.is_file():
         stored = index_file(path)
         hidden = [stored[f"{number:06d}"].read().to(computing.device) for number in range(len(listed))]
         return Pass(hidden, Shell(model, computing.dtype, computing.device).head())
     made = run_pass(model, listed, computing, f"Running the baseline {model.label}")
-    cache.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         save_file({f"{n:06d}": state.contiguous().cpu() for n, state in enumerate(made.hidden)}, partial)
     return made

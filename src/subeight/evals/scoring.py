@@ -1,5 +1,6 @@
 """A candidate against its baseline on one evaluation set: outcomes per token, and the numbers of a record."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,21 @@ from subeight.errors import InputError
 from subeight.evals.choices import choice_numbers, gather_choices
 from subeight.evals.generation import generation_agreement
 from subeight.evals.numbers import Places, numbers, sample_rows
-from subeight.evals.passes import Computing, Pass, Sequences, places_of, reference_pass, run_pass
+from subeight.evals.passes import (
+    Computing,
+    Pass,
+    Sequences,
+    cache_key,
+    context_length,
+    places_of,
+    reference_pass,
+    run_pass,
+)
 from subeight.evals.tokens import TokenOutcomes, Workspace, token_outcomes
 from subeight.models.model import Model
 from subeight.models.whole import Whole
+from subeight.records.files import atomic_write
+from subeight.records.progress import progress
 from subeight.text import EvaluationSet, Sample, with_answer
 
 ANSWER_TOKENS = 64
@@ -44,16 +56,14 @@ class Scored:
 def ask(
     baseline: Model, evaluation: EvaluationSet, computing: Computing, cache: Path, *, generate: int = 0
 ) -> Question:
-    """Runs the baseline once. `generate` is the number of prompts whose greedy answers will be compared."""
-    whole = None
-    if generate or any(sample.needs_answer for sample in evaluation.samples):
-        whole = Whole(baseline, computing.dtype, computing.device)
-    evaluation = _answered(baseline, evaluation, whole)
-    sequences = Sequences.of(evaluation)
+    """Runs the baseline once; its states and its greedy answers are kept in `cache`.
+
+    `generate` is the number of prompts whose greedy answers will be compared.
+    """
+    sequences = _answered(baseline, Sequences.of(evaluation), computing, cache)
     reference = reference_pass(baseline, sequences, evaluation.hash, computing, cache)
     prompts = _prompts(sequences.samples[: sequences.scored], generate)
-    stop = stop_tokens(baseline)
-    generations = whole.greedy(prompts, ANSWER_TOKENS, stop) if whole and prompts else None
+    generations = _kept_answers(baseline, prompts, computing, cache) if prompts else None
     return Question(baseline, evaluation, sequences, reference, computing, generations, prompts)
 
 
@@ -63,7 +73,7 @@ def score(question: Question, candidate: Model, *, seed: int = 0) -> Scored:
     Raises:
         InputError: the two models have different vocabularies.
     """
-    _require_same_vocabulary(question.baseline, candidate)
+    require_same_vocabulary(question.baseline, candidate)
     sequences, computing = question.sequences, question.computing
     made = run_pass(candidate, sequences.batches(), computing, f"Evaluating {candidate.label}")
     outcomes = _outcomes(question, made)
@@ -121,26 +131,48 @@ def _choices(options: list[TokenOutcomes], sequences: Sequences) -> dict[str, An
 def _generation(question: Question, candidate: Model) -> dict[str, Any] | None:
     if question.generations is None:
         return None
-    whole = Whole(candidate, question.computing.dtype, question.computing.device)
-    written = whole.greedy(question.prompts, ANSWER_TOKENS, stop_tokens(question.baseline))
+    written = _answers(candidate, question.prompts, question.computing, question.baseline)
     return generation_agreement(question.generations, written)
 
 
-def _answered(baseline: Model, evaluation: EvaluationSet, whole: Whole | None) -> EvaluationSet:
-    """The set with the baseline's own greedy answer after every prompt that ends with the user."""
-    if whole is None or not any(sample.needs_answer for sample in evaluation.samples):
-        return evaluation
-    stop = stop_tokens(baseline)
-    samples = []
-    for sample in evaluation.samples:
-        answer = whole.greedy([sample.ids], ANSWER_TOKENS, stop)[0] if sample.needs_answer else None
-        samples.append(with_answer(sample, answer or sorted(stop)[:1]) if answer is not None else sample)
-    return replace(evaluation, samples=tuple(samples))
+def _answered(baseline: Model, sequences: Sequences, computing: Computing, cache: Path) -> Sequences:
+    """The sequences with the baseline's own greedy answer after every prompt that ends with the user."""
+    waiting = [list(sample.ids) for sample in sequences.samples if sample.needs_answer]
+    if not waiting:
+        return sequences
+    answers = iter(_kept_answers(baseline, waiting, computing, cache))
+    end = sorted(stop_tokens(baseline))[:1]  # what the baseline said where it said nothing
+    samples = [
+        with_answer(sample, next(answers) or end) if sample.needs_answer else sample for sample in sequences.samples
+    ]
+    return replace(sequences, samples=tuple(samples))
 
 
 def _prompts(samples: Sequence[Sample], count: int) -> list[list[int]]:
     """Beginnings of the first samples of each category in turn: a third of each, at least 8 tokens."""
     return [list(sample.ids[: max(8, len(sample.ids) // 3)]) for sample in samples[:count]]
+
+
+def _kept_answers(baseline: Model, prompts: list[list[int]], computing: Computing, cache: Path) -> list[list[int]]:
+    """The baseline's greedy answers, read from `cache` where the same prompts were answered before."""
+    path = cache / f"answers-{cache_key(baseline, computing, [prompts, ANSWER_TOKENS])}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    answers = _answers(baseline, prompts, computing, baseline)
+    atomic_write(path, json.dumps(answers))
+    return answers
+
+
+def _answers(model: Model, prompts: list[list[int]], computing: Computing, baseline: Model) -> list[list[int]]:
+    """Greedy answers of `model`, which end where the baseline's would, or at the end of what it takes."""
+    whole = Whole(model, computing.dtype, computing.device)
+    stop, longest = stop_tokens(baseline), context_length(baseline)
+    found = []
+    with progress(len(prompts), f"Answering with {model.label}", "prompts", quiet=computing.quiet) as advance:
+        for prompt in prompts:
+            found += whole.greedy([prompt], max(0, min(ANSWER_TOKENS, longest - len(prompt))), stop)
+            advance()
+    return found
 
 
 def stop_tokens(model: Model) -> set[int]:
@@ -152,7 +184,8 @@ def stop_tokens(model: Model) -> set[int]:
     return found
 
 
-def _require_same_vocabulary(baseline: Model, candidate: Model) -> None:
+def require_same_vocabulary(baseline: Model, candidate: Model) -> None:
+    """Raises InputError where the two models do not speak of the same tokens."""
     sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (baseline, candidate)]
     if sizes[0] != sizes[1]:
         raise InputError(

@@ -26,7 +26,7 @@ from subeight.models.read.compressed_tensors import (
     unsayable_together,
 )
 
-_TARGETED = ("linear", "expert", "head", "router")  # what is an nn.Linear in the checkpoint's names
+_TARGETED = ("linear", "expert", "head", "tied", "router")  # what is an nn.Linear in the checkpoint's names
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from subeight.models.structure import InputGroup
 EXTREME = 20.0
 MASSIVE = 200.0
 LARGE_SHARE = 0.05
+FEWEST = 64  # tokens under which nothing is called massive or systematic
 LISTED = 64  # channels, positions and tokens named in the record, the largest first
 _CHUNK = 2**20
 
@@ -114,6 +115,8 @@ class InputWatch:
                 "tokens": len(extremes.row.unique()) / count,
             },
         }
+        if self.count < FEWEST:
+            extremes = extremes.where(extremes.row < 0)
         row["massive"] = self._massive(extremes, typical, ids, spell)
         row["systematic"] = self._systematic(extremes, rms)
         return {**row, "means": means(row)}
@@ -122,7 +125,7 @@ class InputWatch:
         found = extremes.where(extremes.size > MASSIVE * typical)
         often = torch.bincount(found.channel, minlength=self.group.width) >= LARGE_SHARE * self.count
         found = found.where(~often[found.channel])
-        largest = torch.zeros(self.group.width).index_reduce_(0, found.channel, found.size, "amax")
+        largest = torch.zeros(self.group.width).scatter_reduce_(0, found.channel, found.size, "amax")
         channels = [c for c in largest.argsort(descending=True).tolist()[:LISTED] if largest[c] > 0]
         cells = found.cell[found.cell >= 0].unique()
         positions = Counter((cells % ids.shape[1]).tolist())
@@ -169,6 +172,8 @@ def means(row: dict[str, Any]) -> str:
     """What static activation quantization would do with this input, and which move helps."""
     if not row["tokens"]:
         return "No token of this text came here: nothing is known about it, so use more text, or other text."
+    if row["tokens"] < FEWEST:
+        return f"Only {row['tokens']} tokens came here, too few to tell massive tokens from systematic channels."
     massive, systematic = row["massive"], row["systematic"]
     said = []
     if massive["channels"]:
@@ -177,9 +182,9 @@ def means(row: dict[str, Any]) -> str:
         said.append(_of_systematic(systematic))
     if not said and row["extreme"]["channels"]:
         said.append(
-            f"extremes of up to {row['ratio']:,.0f} x the RMS are scattered over {row['extreme']['channels']:,} channels "
-            f"and {row['extreme']['tokens']:.1%} of the tokens: a static scale must hold them all, one scale per token "
-            "confines them, a rotation spreads them; smoothing has no fixed channel to work on"
+            f"extremes of up to {row['ratio']:,.0f} x the RMS are scattered over {row['extreme']['channels']:,} "
+            f"channels and {row['extreme']['tokens']:.1%} of the tokens: a static scale must hold them all, one scale "
+            "per token confines them, a rotation spreads them; smoothing has no fixed channel to work on"
         )
     if not said:
         said.append(
@@ -216,10 +221,11 @@ def where(massive: dict[str, Any]) -> str:
 
 def _of_systematic(systematic: list[dict[str, Any]]) -> str:
     count, top = len(systematic), systematic[0]
+    listed = f"{count}{' or more' * (count == LISTED)} systematic channel{'s' * (count != 1)}"
     return (
-        f"{count} systematic channel{'s' * (count != 1)} ({_few([item['channel'] for item in systematic])}; the first "
-        f"extreme on {top['tokens']:.0%} of the tokens): a scale per token has to hold {'them' if count > 1 else 'it'} "
-        "too, so smooth, rotate, or keep outlier columns"
+        f"{listed} ({_few([item['channel'] for item in systematic])}), {'the first ' * (count > 1)}extreme on "
+        f"{top['tokens']:.0%} of the tokens: a scale per token has to hold {'them' if count > 1 else 'it'} too, so "
+        "smooth, rotate, or keep outlier columns"
     )
 
 

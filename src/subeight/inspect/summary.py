@@ -24,7 +24,7 @@ def _weights(linears: list[dict[str, Any]]) -> str:
     kinds = Counter(linear["tails"] for linear in linears)
     errors = {grid: median(linear["error"][grid] for linear in linears) for grid in ("int4", "int3")}
     return (
-        f"Weights: of {len(linears)} linears in the blocks {kinds['light']} have light tails (rounding well is enough), "
+        f"Weights: of {len(linears)} linears in blocks {kinds['light']} have light tails (rounding well is enough), "
         f"{kinds['heavy']} heavy ones (rotate, clip), and in {kinds['few']} few values cause much of the error (set "
         f"apart); rounded to nearest the median linear is {errors['int4']:.1%} off at int4:g64 and "
         f"{errors['int3']:.1%} at int3:g64."

@@ -36,7 +36,7 @@ def run_watched(block: Block, hidden: Tensor, call: Call, shown: Shown) -> Tenso
     cells = torch.arange(hidden.shape[0] * hidden.shape[1], device=block.device)
     routed: Tensor | None = None  # the tokens of the expert that is running
 
-    def seen(weight: Tensor, value: Tensor, transposed: bool) -> None:
+    def seen(weight: Tensor, value: Tensor, _transposed: bool) -> None:
         nonlocal routed
         group = by_weight.get(weight.data_ptr())
         if group is None or group.name not in waiting:

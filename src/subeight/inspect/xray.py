@@ -34,15 +34,15 @@ def x_ray(
     Raises:
         ModelError: an input that holds NaN or Inf.
     """
-    linears, inputs = [], []
+    linears: list[dict[str, Any]] = []
+    inputs: list[dict[str, Any]] = []
     spell = speller(model)
     shell = Shell(model, dtype, device)
     hidden = [shell.embed(part).cpu() for part in torch.split(ids, batch)]
     with progress(len(model.skeleton.blocks), f"Inspecting {model.label}", "blocks", quiet=quiet) as advance:
         for index in range(len(model.skeleton.blocks)):
             block = Block(model, index, dtype, device, keep=True)
-            for view in block.structure.linears():
-                linears.append(x_ray_weight(view.info, block.original(view)))
+            linears += [x_ray_weight(view.info, block.original(view)) for view in block.structure.linears()]
             watches = _watch(block, shell, hidden, ids)
             inputs += [watch.describe(ids, spell) for watch in watches]
             advance()

@@ -3,7 +3,7 @@
 All of it is least squares over many numbers, so it works on weights that were rounded after they were moved.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +16,12 @@ _STEP = 0.1
 
 @dataclass(frozen=True)
 class Fit:
-    """A weight against the baseline's: correlation, slope of the regression, and relative difference."""
+    """A weight against the baseline's: correlation, slope of the regression, difference relative to its norm."""
 
     correlation: float
     slope: float
     difference: float
+    norm: float = 0.0
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> "Fit":
@@ -34,8 +35,8 @@ class Fit:
             dd += float((a - c).square().sum(dtype=torch.float64))
         if aa == 0 or cc == 0:
             same = aa == cc
-            return cls(float(same), float(same), 0.0 if same else 1.0)
-        return cls(ac / (aa * cc) ** 0.5, ac / aa, (dd / aa) ** 0.5)
+            return cls(float(same), float(same), 0.0 if same else 1.0, aa**0.5)
+        return cls(ac / (aa * cc) ** 0.5, ac / aa, (dd / aa) ** 0.5, aa**0.5)
 
     @property
     def is_rounding(self) -> bool:
@@ -52,9 +53,13 @@ def row_pairs(a: Tensor, c: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class Ratios:
-    """Per row, the factor between two weights, and whether it can be believed; `alive` rows are not all zero."""
+    """Per row, the factor between two weights, the inverse of its variance, and whether it can be believed.
+
+    Rows that are not `alive` are zero in both.
+    """
 
     factor: Tensor
+    precision: Tensor
     sure: Tensor
     alive: Tensor
 
@@ -66,7 +71,8 @@ def row_ratios(a: Tensor, c: Tensor) -> Ratios:
     alive = (aa > 0) & (cc > 0)
     factor = torch.where(alive, ac / aa, 1.0)
     sure = alive & (ac >= _CORRELATED * (aa * cc).sqrt())
-    return Ratios(factor, sure, alive | (aa != cc))
+    unexplained = (1 - ac.square() / (aa * cc).clamp_min(1e-300)).clamp_min(1e-12)
+    return Ratios(factor, a.shape[1] / unexplained, sure, alive | (aa != cc))
 
 
 def diagonal(written: Ratios, read: Ratios) -> tuple[Tensor, Tensor] | None:
@@ -81,8 +87,10 @@ def diagonal(written: Ratios, read: Ratios) -> tuple[Tensor, Tensor] | None:
     moved, noise = (up - down) / 2, (up + down) / 2
     if moved.square().mean().sqrt() <= 3 * noise.square().mean().sqrt() + 1e-6:
         return None
+    # Both sides tell s; the one that was rounded more finely, relative to its numbers, tells it better.
+    up_weight, down_weight = read.precision[sure], written.precision[sure]
     s = torch.ones_like(written.factor)
-    s[sure] = moved.exp()
+    s[sure] = ((up * up_weight - down * down_weight) / (up_weight + down_weight)).exp()
     return s.float(), sure | ~(written.alive & read.alive)
 
 
@@ -91,6 +99,26 @@ def sharpened(s: Tensor, baseline: Tensor, candidate: Tensor) -> Tensor:
     exact = baseline.float() / candidate.float()
     near = torch.isfinite(exact) & ((exact / s - 1).abs() < _STEP)
     return torch.where(near, exact, s)
+
+
+def norm_ratio(ours: Tensor, theirs: Tensor, exact: float) -> Tensor | None:
+    """By what a norm's gain [width] was divided; 1 where its sign changed; None where it differs by rounding only."""
+    ratio = torch.where((ours == 0) & (theirs == 0), 1.0, ours / theirs)
+    s = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)
+    return None if bool(((s - 1).abs() <= 2 * exact).all()) else s
+
+
+def taken_up(readers: Iterable[Callable[[], Iterable[tuple[Tensor, Tensor]]]], s: Tensor) -> bool:
+    """Whether the readers (their parts: baseline, candidate) are nearer with their columns multiplied by `s`.
+
+    Readers that are other weights altogether have no vote.
+    """
+    votes = 0
+    for parts in readers:
+        plain, scaled = Fit.of(parts()), Fit.of((a.float() * s, c) for a, c in parts())
+        if max(plain.correlation, scaled.correlation) >= _CORRELATED:
+            votes += 1 if scaled.difference * scaled.norm < plain.difference * plain.norm else -1
+    return votes > 0
 
 
 def procrustes(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, float, float]:

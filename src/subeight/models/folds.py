@@ -13,7 +13,7 @@ from torch import Tensor
 from subeight.models.block import Block, Written
 from subeight.models.model import Model
 from subeight.models.shell import Call, Shell
-from subeight.models.structure import InputGroup, LinearView
+from subeight.models.structure import InputGroup, LinearView, Structure
 
 _TOLERANCE = 1e-4
 PROBE_TOKENS = 64
@@ -172,7 +172,7 @@ def _one_per_group(folds: list[Fold]) -> list[Fold]:
 
 
 def for_every_expert(folds: Sequence[Fold], groups: Sequence[InputGroup]) -> list[Fold]:
-    """The folds, and those of the experts that no token of the trial reached: all experts of a layer run the same code."""
+    """The folds, and those of experts that no token of the trial reached: a layer's experts all run the same code."""
     found = list(folds)
     have = {name for fold in folds for name in fold.groups}
     views = {view.info.name: view for group in groups for view in group.linears}
@@ -230,3 +230,32 @@ def block_folds(model: Model, block: Block) -> list[Fold]:
     shell = Shell(model, torch.float32, weights=False)
     call = shell.call((1, PROBE_TOKENS), block.index)
     return find_folds(block, call, model.skeleton.width, head_dim=model.skeleton.head_dim)
+
+
+class ModelFolds:
+    """The folds of every block of a model: alike blocks are tried once, on random weights; all experts are in."""
+
+    def __init__(self, model: Model, shell: Shell) -> None:
+        self._model = model
+        self._shell = shell
+        self._known: dict[tuple, tuple[Structure, list[Fold]]] = {}
+
+    def __getitem__(self, index: int) -> list[Fold]:
+        skeleton, structure = self._model.skeleton, self._model.structures[index]
+        key = skeleton.signature(index)
+        if key not in self._known:
+            block = Block(self._model, index, torch.float32, written=Written(_RandomWeights(self._model), None))
+            call = self._shell.call((1, PROBE_TOKENS), index)
+            found = find_folds(block, call, skeleton.width, head_dim=skeleton.head_dim)
+            self._known[key] = structure, for_every_expert(found, structure.groups)
+        like, folds = self._known[key]
+        views = {old.info.name: new for old, new in zip(like.linears(), structure.linears(), strict=True)}
+        norms = {old.norm: new.norm for old, new in zip(like.groups, structure.groups, strict=True)}
+        return [_placed(fold, views, norms) for fold in folds]
+
+
+def _placed(fold: Fold, views: dict[str, LinearView], norms: dict[str | None, str | None]) -> Fold:
+    """The fold of one block as that of another, whose linears and norms stand behind the first one's names."""
+    view = views[fold.view.info.name] if fold.view else None
+    producer = view.info.name if view else str(norms[fold.producer])
+    return replace(fold, producer=producer, view=view, readers=tuple(views[v.info.name] for v in fold.readers))

@@ -22,7 +22,7 @@ class LinearInfo:
     block: int | None
     group: str
     fusion: str | None
-    kind: str  # "linear" | "conv1d" | "expert" | "head" | "embedding" | "router"
+    kind: str  # "linear" | "conv1d" | "expert" | "head" | "tied" (to the embedding) | "embedding" | "router"
     dtype: torch.dtype  # of the checkpoint
 
     @property

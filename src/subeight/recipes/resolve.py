@@ -125,13 +125,17 @@ def _decide(linear: LinearInfo, rules: Sequence[Rule], default: _Choice, choices
 
 
 def _kind(linear: LinearInfo) -> str:
-    words = {"head": "lm_head", "embedding": "embeddings", "router": "router"}
+    words = {"head": "lm_head", "tied": "lm_head, tied to the embeddings,", "embedding": "embeddings", "router": "router"}
     return words.get(linear.kind, "outside the blocks")
 
 
 def _site(linear: LinearInfo, choice: _Choice, foldable: Foldable) -> Site:
     if choice.weights is None:
         return Site(linear, None, None, (), choice.reason, ())
+    if linear.kind == "tied":
+        raise RecipeError(
+            f"{choice.where}: {linear.name} is tied to the embeddings and has no weights of its own; leave it out."
+        )
     methods, reason = choice.methods, choice.reason
     inputs = choice.inputs if linear.kind != "embedding" else None  # its inputs are token numbers
     if linear.block is None:

@@ -1,7 +1,11 @@
 """`compare`: several recipes on one model, measured on the same text against the same baseline."""
 
+import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from subeight.engine.job import Job
@@ -9,18 +13,25 @@ from subeight.engine.lane import Lane
 from subeight.engine.loop import run as run_loop
 from subeight.errors import RecipeError
 from subeight.evals.contest import best_row, pairs_of
-from subeight.evals.scoring import Scored, ask, score
+from subeight.evals.scoring import Question, Scored, ask, score
 from subeight.export import exporter_for
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe
-from subeight.records import Coordinates, Run, peak_rss_bytes
+from subeight.records import Coordinates, Run, peak_rss_bytes, require_comparable
 from subeight.text import Calibration
 from subeight.verbs.evaluate import evaluate_numbers, evaluation_settings
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
-from subeight.verbs.planning import calibration_of, planned, predicted, reads_text
-from subeight.verbs.quantize import coordinates_of, keep_plan, loop_settings, quantize_numbers
-from subeight.verbs.session import Result, Session, calibration_settings, finish
+from subeight.verbs.planning import calibration_of, planned, predicted
+from subeight.verbs.quantize import (
+    coordinates_of,
+    keep_plan,
+    loop_settings,
+    quantize_numbers,
+    require_full_precision,
+    warnings_of,
+)
+from subeight.verbs.session import Result, Session, calibration_settings, finish, finished
 
 
 @dataclass(frozen=True)
@@ -31,66 +42,73 @@ class Entry:
     plan: Plan
     target: str
     calibration: Calibration | None
+    forecast: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
 
 
-def compare(model: str, recipes: list[str], *, shared: bool = False, options: Options | None = None) -> Result:
+def compare(model: str, recipes: Sequence[str], *, shared: bool = False, options: Options | None = None) -> Result:
     """Quantizes `model` by every recipe, measures each, and prints one table.
 
     With `shared` the statistics of all recipes are taken of the baseline's own activations in one pass (`tap: exact`),
     which is cheaper; otherwise each recipe taps what its own quantized blocks produce, as `quantize` does.
 
     Raises:
-        InputError: as for `quantize` and `evaluate`; recipes whose calibration differs, with `shared`.
+        InputError: as for `quantize` and `evaluate`; recipes whose calibration differs, unless `across` names it.
     """
     options = options or Options()
     session = Session("compare", options)
     opened = session.model(model)
+    require_full_precision(opened)
     entries = [_entry(session, opened, name, shared) for name in recipes]
+    warnings = _require_comparison(entries, options.across)
     evaluation = session.evaluation(opened)
-    identity = [coordinates_of(session, opened, e.plan, e.calibration, evaluation.hash).model_dump() for e in entries]
     if options.dry_run:
         return _dry(session, opened, entries)
-    run = session.run(opened, {"rows": identity})
-    lanes = _quantize_all(session, opened, entries, run)
-    question = ask(opened, evaluation, session.computing, options.cache, generate=options.generate)
-    rows, scores = [], {}
-    for entry, lane in zip(entries, lanes, strict=True):
-        candidate = Model(lane.job.directory)
-        parity = verified(lane.job.directory, session)
-        scored = score(question, candidate, seed=options.seed)
-        _record_of(session, run, opened, entry, lane, parity)
-        rows.append(_row(entry, lane, candidate, scored))
-        scores[entry.recipe.name] = scored
-        run.write_samples(scored.rows, entry.recipe.name)
-    pairs = pairs_of(scores, seed=options.seed)
-    best, why = best_row(rows, pairs)
-    first = entries[0].calibration
-    record = session.record(
-        Coordinates(baseline=opened.coordinate, evaluation=evaluation.hash, stack=session.stack.hash),
-        {"rows": rows, "best": best, "why": why, "pairs": pairs, "settings_note": options.note},
-        subject={"model": opened.label},
-        settings={
-            **calibration_settings(first),
-            **evaluation_settings(options, evaluation.tokens),
-            "statistics": "one pass of the baseline, shared" if shared else "each recipe's own",
-        },
-        warnings=sorted({w for s in scores.values() for w in s.numbers.get("warnings", [])}),
-    )
-    return finish(run, record, (why,))
+    identity = [coordinates_of(session, opened, e.plan, e.calibration, evaluation.hash).model_dump() for e in entries]
+    whole = {"rows": identity, "names": [entry.name for entry in entries], "generate": options.generate}
+    with session.run(opened, whole, sum(entry.forecast["disk_bytes"] for entry in entries)) as run:
+        if before := finished(run, [run.directory / entry.name for entry in entries]):
+            return before
+        lanes = _quantize_all(session, opened, entries, run)
+        question = ask(opened, evaluation, session.computing, session.cache, generate=options.generate)
+        rows, scores = _measured(session, run, question, list(zip(entries, lanes, strict=True)))
+        warnings += _warnings(entries, lanes, scores)
+        result = _concluded(session, run, question, entries, rows, scores, warnings)
+    for entry in entries:
+        shutil.rmtree(run.directory / entry.name / ".blocks", ignore_errors=True)
+    return result
 
 
 def _entry(session: Session, model: Model, name: str, shared: bool) -> Entry:
     recipe, plan = planned(model, name, session.options, tap="exact" if shared else None)
-    calibration = calibration_of(session, model, recipe) if reads_text(plan) else None
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", recipe.name):
+        raise RecipeError(
+            f"The recipe {name} is called {recipe.name!r}, which cannot name a directory; use letters, digits, '.', "
+            "'_' and '-'."
+        )
     target = "compressed-tensors" if all("transformers" in site.runs_in for site in plan.quantized) else "dense"
     exporter_for(target).require(plan.sites)
-    return Entry(recipe, plan, target, calibration)
+    calibration = calibration_of(session, model, recipe, plan)
+    forecast = predicted(model, recipe, plan, session, dense=target == "dense")
+    return Entry(recipe, plan, target, calibration, forecast)
 
 
-def _quantize_all(session: Session, model: Model, entries: list[Entry], run: Run) -> list[Lane]:
-    names = [entry.recipe.name for entry in entries]
+def _require_comparison(entries: Sequence[Entry], across: Sequence[str]) -> list[str]:
+    """Recipes of different names that saw the same calibration text; returns the warnings."""
+    names = [entry.name for entry in entries]
+    if not names:
+        raise RecipeError("No recipe was given to compare; name two or more, separated by commas.")
     if len(set(names)) < len(names):
         raise RecipeError(f"The recipes {', '.join(names)} are not all different; give each name once.")
+    points = [Coordinates(calibration=e.calibration.hash if e.calibration else None) for e in entries]
+    found = [w for a, b in combinations(points, 2) for w in require_comparable(a, b, moving="recipe", across=across)]
+    return sorted(set(found))
+
+
+def _quantize_all(session: Session, model: Model, entries: Sequence[Entry], run: Run) -> list[Lane]:
     lanes: dict[str, Lane] = {}
     batches: dict[str | None, list[Entry]] = {}
     for entry in entries:
@@ -98,39 +116,94 @@ def _quantize_all(session: Session, model: Model, entries: list[Entry], run: Run
     for same in batches.values():
         jobs = []
         for entry in same:
-            directory = run.directory / entry.recipe.name
-            directory.mkdir(exist_ok=True)
+            directory = run.directory / entry.name
+            identity = coordinates_of(session, model, entry.plan, entry.calibration).model_dump()
+            Run.create(directory, "quantize", {"coordinates": identity, "to": entry.target})
             keep_plan(directory, entry.recipe, entry.plan)
             jobs.append(Job(entry.plan, directory, exporter_for(entry.target)))
         ids = same[0].calibration.ids if same[0].calibration else None
         for entry, lane in zip(same, run_loop(model, jobs, ids, loop_settings(session)), strict=True):
-            lanes[entry.recipe.name] = lane
-    return [lanes[name] for name in names]
+            lanes[entry.name] = lane
+    return [lanes[entry.name] for entry in entries]
+
+
+def _measured(
+    session: Session, run: Run, question: Question, done: Sequence[tuple[Entry, Lane]]
+) -> tuple[list[dict[str, Any]], dict[str, Scored]]:
+    """The rows of the table, and every candidate's outcomes by its recipe's name."""
+    rows, scores = [], {}
+    for entry, lane in done:
+        candidate = session.model(str(lane.job.directory))
+        _record_of(session, run, question.baseline, entry, lane, verified(lane.job.directory, session))
+        scored = score(question, candidate, seed=session.options.seed)
+        rows.append(_row(entry, lane, candidate, scored))
+        scores[entry.name] = scored
+        run.write_samples(scored.rows, entry.name)
+    return rows, scores
+
+
+def _concluded(
+    session: Session,
+    run: Run,
+    question: Question,
+    entries: Sequence[Entry],
+    rows: list[dict[str, Any]],
+    scores: dict[str, Scored],
+    warnings: list[str],
+) -> Result:
+    """The comparison's own record: the rows, who is better than whom, and whether one is the best."""
+    options, evaluation = session.options, question.evaluation
+    pairs = pairs_of(scores, seed=options.seed)
+    best, why = best_row(rows, pairs)
+    texts = {entry.calibration.hash: entry.calibration for entry in entries if entry.calibration}
+    coordinates = Coordinates(
+        baseline=question.baseline.coordinate,
+        calibration=next(iter(texts)) if len(texts) == 1 else None,
+        evaluation=evaluation.hash,
+        stack=session.stack.hash,
+    )
+    exact = all(entry.plan.tap == "exact" for entry in entries)
+    record = session.record(
+        coordinates,
+        {"rows": rows, "best": best, "why": why, "pairs": pairs, "settings_note": options.note},
+        subject={"model": question.baseline.label},
+        settings={
+            **calibration_settings(next(iter(texts.values()), None)),
+            **evaluation_settings(options, evaluation.tokens),
+            "statistics": "one pass of the baseline, shared" if exact else "each recipe's own",
+        },
+        warnings=warnings,
+    )
+    return finish(run, record, (why,))
 
 
 def _record_of(
     session: Session, run: Run, model: Model, entry: Entry, lane: Lane, parity: dict[str, Any] | None
 ) -> None:
     """The quantize record of one recipe, in its own checkpoint and beside the comparison's."""
-    tokens = 0 if entry.calibration is None else entry.calibration.ids.numel()
-    forecast = predicted(model, entry.plan, tokens, session)
+    directory: Path = lane.job.directory
     record = session.record(
         coordinates_of(session, model, entry.plan, entry.calibration),
-        quantize_numbers(entry.plan, lane, lane.job.directory, parity, forecast),
-        subject={"model": model.label, "recipe": entry.recipe.name, "checkpoint": str(lane.job.directory)},
-        settings=calibration_settings(entry.calibration),
+        quantize_numbers(entry.plan, lane, directory, parity, entry.forecast),
+        subject={"model": model.label, "recipe": entry.name, "checkpoint": str(directory)},
+        settings={**calibration_settings(entry.calibration), "to": entry.target},
+        warnings=warnings_of(lane),
     ).model_copy(update={"kind": "quantize", "seconds": lane.seconds})
-    Run.create(lane.job.directory, "quantize", record.coordinates.model_dump()).write_record(record)
-    run.write_record(record, entry.recipe.name)
-    shutil.rmtree(lane.job.directory / ".blocks", ignore_errors=True)
+    Run.open(directory).write_record(record)
+    run.write_record(record, entry.name)
+
+
+def _warnings(entries: Sequence[Entry], lanes: Sequence[Lane], scores: dict[str, Scored]) -> list[str]:
+    rounding = [f"{e.name}: {word}" for e, lane in zip(entries, lanes, strict=True) for word in warnings_of(lane)]
+    return [*rounding, *sorted({word for s in scores.values() for word in s.numbers.get("warnings", [])})]
 
 
 def _row(entry: Entry, lane: Lane, candidate: Model, scored: Scored) -> dict[str, Any]:
     numbers = evaluate_numbers(candidate, scored)
     return {
         **numbers,
-        "recipe": entry.recipe.name,
-        "label": entry.recipe.name,
+        "recipe": entry.name,
+        "label": entry.name,
         "bits_per_weight": entry.plan.bits_per_weight,
         "bytes": entry.plan.bytes,
         "stored": entry.target,
@@ -142,14 +215,11 @@ def _row(entry: Entry, lane: Lane, candidate: Model, scored: Scored) -> dict[str
     }
 
 
-def _dry(session: Session, model: Model, entries: list[Entry]) -> Result:
+def _dry(session: Session, model: Model, entries: Sequence[Entry]) -> Result:
     lines: list[str] = []
-    forecasts = {}
     for entry in entries:
-        tokens = 0 if entry.calibration is None else entry.calibration.ids.numel()
-        forecasts[entry.recipe.name] = predicted(model, entry.plan, tokens, session)
-        lines += [f"{entry.recipe.name}:", *(f"  {line}" for line in entry.plan.summary())]
-    record = session.record(
-        Coordinates(baseline=model.coordinate), {"predicted": forecasts}, subject={"model": model.label}
-    )
+        lines += [f"{entry.name}:", *(f"  {line}" for line in entry.plan.summary())]
+    forecasts = {entry.name: entry.forecast for entry in entries}
+    coordinates = Coordinates(stack=session.stack.hash)  # the baseline's hash would read every weight
+    record = session.record(coordinates, {"predicted": forecasts}, subject={"model": model.label})
     return Result(record, lines=tuple(lines))

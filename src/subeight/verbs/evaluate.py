@@ -1,11 +1,10 @@
 """`evaluate`: a candidate against its exact full-precision baseline, on the same tokens."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from subeight.errors import RecordError
-from subeight.evals.scoring import Scored, ask, score
+from subeight.errors import InputError, RecordError
+from subeight.evals.scoring import Scored, ask, require_same_vocabulary, score
 from subeight.evals.tasks import run_tasks
 from subeight.models.footprint import footprint
 from subeight.models.model import Model
@@ -24,26 +23,41 @@ def evaluate(candidate: str, against: str, *, options: Options | None = None) ->
     options = options or Options()
     session = Session("evaluate", options)
     baseline, opened = session.model(against), session.model(candidate)
+    require_same_vocabulary(baseline, opened)
     evaluation = session.evaluation(baseline)
     coordinates, warnings = candidate_coordinates(opened, baseline, session, evaluation.hash)
-    run = session.run(opened, {"coordinates": coordinates.model_dump(), "candidate": opened.coordinate})
-    question = ask(baseline, evaluation, session.computing, options.cache, generate=options.generate)
-    scored = score(question, opened, seed=options.seed)
-    record = session.record(
-        coordinates,
-        {**evaluate_numbers(opened, scored), **_tasks(candidate, against, options)},
-        subject={"candidate": opened.label, "baseline": baseline.label},
-        settings=evaluation_settings(options, evaluation.tokens),
-        warnings=[*warnings, *scored.numbers.get("warnings", [])],
-    )
-    run.write_samples(scored.rows)
-    return finish(run, record, (sentence(opened.label, record.numbers),))
+    identity = {
+        "coordinates": coordinates.model_dump(),
+        "candidate": opened.coordinate,
+        "generate": options.generate,
+        "tasks": options.tasks,
+    }
+    with session.run(opened, identity) as run:
+        tasks = _tasks(opened, baseline, session)
+        question = ask(baseline, evaluation, session.computing, session.cache, generate=options.generate)
+        scored = score(question, opened, seed=options.seed)
+        record = session.record(
+            coordinates,
+            {**evaluate_numbers(opened, scored), **tasks},
+            subject={"candidate": opened.label, "baseline": baseline.label},
+            settings=evaluation_settings(options, evaluation.tokens),
+            warnings=[*warnings, *scored.numbers.get("warnings", [])],
+        )
+        run.write_samples(scored.rows)
+        return finish(run, record, (sentence(opened.label, record.numbers),))
 
 
-def _tasks(candidate: str, against: str, options: Options) -> dict[str, Any]:
-    if not options.tasks:
+def _tasks(candidate: Model, baseline: Model, session: Session) -> dict[str, Any]:
+    if not session.options.tasks:
         return {}
-    return {"tasks": run_tasks(candidate, against, list(options.tasks))}
+    gguf = next((model for model in (candidate, baseline) if model.source.gguf is not None), None)
+    if gguf is not None:
+        raise InputError(f"{gguf.label} is a GGUF file, which lm-eval does not run here; give it as a directory.")
+    tasks = list(session.options.tasks)
+    device = str(session.device)
+    return {
+        "tasks": run_tasks(candidate.directory, baseline.directory, tasks, device=device, seed=session.options.seed)
+    }
 
 
 def evaluate_numbers(model: Model, scored: Scored) -> dict[str, Any]:
@@ -91,7 +105,7 @@ def own_record(directory: Path) -> Record | None:
         return None
     try:
         record = Record.read(path)
-    except (RecordError, json.JSONDecodeError):
+    except RecordError:
         return None
     return record if record.kind in {"quantize", "export"} else None
 

@@ -1,10 +1,11 @@
 """`inspect`: the outlier x-ray of a model, and what calibration text would miss of the evaluation text."""
 
+from subeight.evals.passes import context_length
 from subeight.inspect import coverage, x_ray
 from subeight.records import Coordinates
 from subeight.text import CalibrationSpec, calibrate
 from subeight.verbs.options import Options
-from subeight.verbs.session import Result, Session, calibration_settings, context_length, finish
+from subeight.verbs.session import Result, Session, calibration_settings, finish
 
 SEQUENCES, LENGTH = 8, 512
 
@@ -29,26 +30,26 @@ def inspect(model: str, *, options: Options | None = None, compare_text: bool = 
         evaluation=evaluation.hash if evaluation else None,
         stack=session.stack.hash,
     )
-    run = session.run(opened, {"coordinates": coordinates.model_dump()})
-    computing = session.computing
-    numbers = x_ray(opened, calibration.ids, dtype=computing.dtype, device=computing.device, quiet=computing.quiet)
-    numbers["coverage"] = None
-    if evaluation is not None:
-        numbers["coverage"] = coverage(
-            opened,
-            calibration.ids,
-            evaluation.samples,
-            opened.tokenizer(),
-            dtype=computing.dtype,
-            device=computing.device,
-            quiet=computing.quiet,
+    with session.run(opened, {"coordinates": coordinates.model_dump()}) as run:
+        computing = session.computing
+        numbers = x_ray(opened, calibration.ids, dtype=computing.dtype, device=computing.device, quiet=computing.quiet)
+        numbers["coverage"] = None
+        if evaluation is not None:
+            numbers["coverage"] = coverage(
+                opened,
+                calibration.ids,
+                evaluation.samples,
+                opened.tokenizer(),
+                dtype=computing.dtype,
+                device=computing.device,
+                quiet=computing.quiet,
+            )
+        warnings = list((numbers["coverage"] or {}).get("warnings", []))
+        record = session.record(
+            coordinates,
+            numbers,
+            subject={"model": opened.label},
+            settings=calibration_settings(calibration),
+            warnings=warnings,
         )
-    warnings = list((numbers["coverage"] or {}).get("warnings", []))
-    record = session.record(
-        coordinates,
-        numbers,
-        subject={"model": opened.label},
-        settings=calibration_settings(calibration),
-        warnings=warnings,
-    )
-    return finish(run, record, (*numbers["summary"], *warnings))
+        return finish(run, record, (*numbers["summary"], *warnings))

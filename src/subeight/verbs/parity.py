@@ -6,11 +6,11 @@ from typing import Any
 import psutil
 import torch
 
-from subeight.evals.passes import Computing, run_pass
+from subeight.evals.passes import Computing, context_length, run_pass
 from subeight.export import check
 from subeight.models.model import Model
 from subeight.text import Batch
-from subeight.verbs.session import Session, context_length
+from subeight.verbs.session import Session
 
 TOKENS = 48
 BOUND = 2e-3  # of the logits' spread: two float32 implementations in another order of sums
@@ -24,7 +24,7 @@ def verified(directory: Path, session: Session) -> dict[str, Any]:
     Raises:
         ParityError: they differ by more than the bound; the directory is set aside.
     """
-    model = Model(directory)
+    model = session.model(str(directory))
     needed = 5 * sum(parameter.numel() for parameter in model.skeleton.model.parameters())
     allowed = session.options.max_memory or psutil.virtual_memory().available
     if needed > allowed:

@@ -7,12 +7,13 @@ import torch
 
 from subeight.engine.rounding import methods_of
 from subeight.engine.selfcalibration import sample_self
+from subeight.evals.passes import context_length
 from subeight.models.folds import foldable_groups
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe, load_recipe, resolve
 from subeight.text import Calibration, CalibrationSpec, calibrate
 from subeight.verbs.options import Options
-from subeight.verbs.session import Session, context_length
+from subeight.verbs.session import Session
 
 
 def planned(
@@ -22,10 +23,12 @@ def planned(
     recipe = load_recipe(name)
     if tap is not None:
         recipe = recipe.model_copy(update={"tap": tap})
+    changed: dict[str, Any] = {}
     if options.calibration is not None:
-        recipe = recipe.model_copy(
-            update={"calibration": recipe.calibration.model_copy(update={"source": options.calibration})}
-        )
+        changed["source"] = options.calibration
+    if options.seed:  # 0 says nothing: the recipe's own seed holds
+        changed["seed"] = options.seed
+    recipe = recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=changed)})
     plan = resolve(recipe, model.linears, engine=engine)
     if any(method.move == "move" for site in plan.quantized for method in methods_of(site)):
         plan = resolve(recipe, model.linears, engine=engine, foldable=foldable_groups(model))
@@ -38,17 +41,30 @@ def reads_text(plan: Plan) -> bool:
     return static or any(method.needs for site in plan.quantized for method in methods_of(site))
 
 
-def calibration_of(session: Session, model: Model, recipe: Recipe) -> Calibration:
-    """The calibration text of a recipe, cut to what the model takes."""
+def calibration_of(session: Session, model: Model, recipe: Recipe, plan: Plan) -> Calibration | None:
+    """The calibration text of a recipe, cut to what the model takes; None where the plan reads no text.
+
+    None also for a dry run on the model's own text, which would have to be sampled first.
+    """
     asked = recipe.calibration
+    if not reads_text(plan) or (asked.source == "self" and session.options.dry_run):
+        return None
     spec = CalibrationSpec(asked.source, asked.sequences, min(asked.length, context_length(model)), asked.seed)
     if asked.source == "self":
         return sample_self(model, spec, session.computing, yes=session.options.yes)
     return calibrate(spec, model.tokenizer())
 
 
-def predicted(model: Model, plan: Plan, tokens: int, session: Session) -> dict[str, Any]:
+def checkpoint_bytes(plan: Plan, *, dense: bool) -> int:
+    """What the checkpoint of a plan takes on disk; a dense one is as large as its baseline."""
+    listed = [site for site in plan.sites if site.linear.kind != "tied"]
+    return int(sum(site.linear.count * site.linear.dtype.itemsize if dense else site.bytes for site in listed))
+
+
+def predicted(model: Model, recipe: Recipe, plan: Plan, session: Session, *, dense: bool = False) -> dict[str, Any]:
     """What a quantization will take: seconds from a measured product on this machine, memory and disk from sizes."""
+    asked = recipe.calibration
+    tokens = asked.sequences * min(asked.length, context_length(model)) if reads_text(plan) else 0
     rate = _product_rate(session)
     weights = sum(site.linear.count for site in plan.sites if site.linear.block is not None)
     width = max(site.linear.shape[1] for site in plan.quantized)
@@ -57,12 +73,12 @@ def predicted(model: Model, plan: Plan, tokens: int, session: Session) -> dict[s
         sum(float(site.linear.shape[0]) * site.linear.shape[1] ** 2 for site in plan.quantized) if forwards else 0.0
     )
     block = max(_block_bytes(model, index) for index in range(len(model.skeleton.blocks)))
-    outside = sum(site.bytes for site in plan.sites if site.linear.block is None)
+    outside = sum(site.bytes for site in plan.sites if site.linear.block is None and site.linear.kind != "tied")
     hidden = tokens * model.config.get_text_config(decoder=True).hidden_size * session.dtype.itemsize
     return {
         "seconds": round((2 * weights * tokens * forwards + 4 * solving) / rate + 2e-8 * weights, 1),
         "memory_bytes": int(2 * block + hidden + 3 * 4 * width**2 + outside),
-        "disk_bytes": int(plan.bytes + outside),
+        "disk_bytes": checkpoint_bytes(plan, dense=dense),
     }
 
 

@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from subeight.engine.job import Job, Settings
 from subeight.engine.lane import Lane
 from subeight.engine.loop import run as run_loop
@@ -14,12 +12,12 @@ from subeight.errors import ModelError
 from subeight.export import exporter_for
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe
-from subeight.records import Coordinates, atomic_write, require_space
+from subeight.records import Coordinates, atomic_write
 from subeight.text import Calibration
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
-from subeight.verbs.planning import calibration_of, planned, predicted, reads_text
-from subeight.verbs.session import Result, Session, calibration_settings, finish
+from subeight.verbs.planning import calibration_of, planned, predicted
+from subeight.verbs.session import Result, Session, calibration_settings, finish, finished
 
 CALIBRATION_BATCH = 8
 
@@ -44,33 +42,32 @@ def quantize(
     options = options or Options()
     session = Session("quantize", options)
     opened = session.model(model)
-    _require_full_precision(opened)
+    require_full_precision(opened)
     chosen, plan = planned(opened, recipe, options, engine=engine)
     exporter = exporter_for(to)
     exporter.require(plan.sites)
-    calibration = calibration_of(session, opened, chosen) if reads_text(plan) else None
-    tokens = 0 if calibration is None else calibration.ids.numel()
-    forecast = predicted(opened, plan, tokens, session)
-    coordinates = coordinates_of(session, opened, plan, calibration)
+    calibration = calibration_of(session, opened, chosen, plan)
+    forecast = predicted(opened, chosen, plan, session, dense=to == "dense")
     if options.dry_run:
-        return _dry(session, opened, plan, forecast, coordinates)
-    run = session.run(opened, {"coordinates": coordinates.model_dump(), "to": to, "batch": CALIBRATION_BATCH})
-    require_space(run.directory, forecast["disk_bytes"])
-    keep_plan(run.directory, chosen, plan)
-    settings = loop_settings(session)
-    (lane,) = run_loop(
-        opened, [Job(plan, run.directory, exporter)], None if calibration is None else calibration.ids, settings
-    )
-    parity = verified(run.directory, session)
-    record = session.record(
-        coordinates,
-        quantize_numbers(plan, lane, run.directory, parity, forecast),
-        subject={"model": opened.label, "recipe": chosen.name, "checkpoint": str(run.directory)},
-        settings={**calibration_settings(calibration), "to": to, "engine": engine, "batch": CALIBRATION_BATCH},
-        warnings=warnings_of(lane),
-    )
-    lines = (f"{opened.label} at {plan.bits_per_weight:.3f} bits per weight in {run.directory}",)
-    result = finish(run, record, lines)
+        return _dry(session, opened, plan, forecast, calibration)
+    coordinates = coordinates_of(session, opened, plan, calibration)
+    identity = {"coordinates": coordinates.model_dump(), "to": to, "batch": CALIBRATION_BATCH}
+    with session.run(opened, identity, forecast["disk_bytes"]) as run:
+        if before := finished(run, [run.directory]):
+            return before
+        keep_plan(run.directory, chosen, plan)
+        ids = None if calibration is None else calibration.ids
+        (lane,) = run_loop(opened, [Job(plan, run.directory, exporter)], ids, loop_settings(session))
+        parity = verified(run.directory, session)
+        record = session.record(
+            coordinates,
+            quantize_numbers(plan, lane, run.directory, parity, forecast),
+            subject={"model": opened.label, "recipe": chosen.name, "checkpoint": str(run.directory)},
+            settings={**calibration_settings(calibration), "to": to, "engine": engine, "batch": CALIBRATION_BATCH},
+            warnings=warnings_of(lane),
+        )
+        lines = (f"{opened.label} at {plan.bits_per_weight:.3f} bits per weight in {run.directory}",)
+        result = finish(run, record, lines)
     shutil.rmtree(run.directory / ".blocks", ignore_errors=True)
     return result
 
@@ -109,7 +106,7 @@ def _hessian_share(limit: int | None) -> int | None:
 
 def keep_plan(directory: Path, recipe: Recipe, plan: Plan) -> None:
     """Writes the recipe and the plan beside the checkpoint."""
-    atomic_write(directory / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    atomic_write(directory / "recipe.yaml", recipe.to_yaml())
     atomic_write(directory / "plan.json", json.dumps(plan.to_dict(), indent=1) + "\n")
 
 
@@ -160,7 +157,13 @@ def warnings_of(lane: Lane) -> list[str]:
     return found
 
 
-def _dry(session: Session, model: Model, plan: Plan, forecast: dict[str, Any], coordinates: Coordinates) -> Result:
+def _dry(
+    session: Session, model: Model, plan: Plan, forecast: dict[str, Any], calibration: Calibration | None
+) -> Result:
+    # The baseline's hash would read every weight, so a dry run leaves it out.
+    coordinates = Coordinates(
+        recipe=plan.fingerprint, calibration=calibration.hash if calibration else None, stack=session.stack.hash
+    )
     numbers = {
         "bits_per_weight": plan.bits_per_weight,
         "bytes": plan.bytes,
@@ -171,7 +174,8 @@ def _dry(session: Session, model: Model, plan: Plan, forecast: dict[str, Any], c
     return Result(record, lines=tuple(plan.summary()))
 
 
-def _require_full_precision(model: Model) -> None:
+def require_full_precision(model: Model) -> None:
+    """Raises ModelError for a checkpoint that has codes already."""
     if model.quantization is not None and model.codes is not None:
         raise ModelError(
             f"{model.label} is quantized already; give the full-precision model, or export its codes with `export`."

@@ -1,17 +1,30 @@
 """What every verb does around its work: threads, device, precision, the stack, the clock, and the record at the end."""
 
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from subeight.evals.passes import Computing
+from subeight.errors import InputError, ModelError, OutputError
+from subeight.evals.passes import Computing, context_length
+from subeight.evals.scoring import ANSWER_TOKENS
 from subeight.models.model import Model, torch_device
 from subeight.models.precision import compute_dtype
-from subeight.records import Coordinates, Record, Run, Stack, default_directory, peak_rss_bytes
+from subeight.records import (
+    Coordinates,
+    Record,
+    Run,
+    Stack,
+    default_directory,
+    peak_rss_bytes,
+    require_comparable,
+    require_space,
+)
 from subeight.report import build
 from subeight.text import Calibration, EvaluationSet, evaluate_set
 from subeight.verbs.options import Options
@@ -30,6 +43,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
+        require_comparable(Coordinates(), Coordinates(), across=self.options.across)  # a misspelt one is refused now
         if self.options.threads is not None:
             torch.set_num_threads(self.options.threads)
         self.device = torch_device(self.options.device)
@@ -50,25 +64,48 @@ class Session:
     def computing(self) -> Computing:
         return Computing(self.dtype, self.device, self.options.quiet)
 
+    @property
+    def cache(self) -> Path:
+        """Where baselines' states are kept: those of another stack are not the same to the last bit."""
+        return self.options.cache / self.stack.hash
+
     def model(self, name: str) -> Model:
         """Opens a model as the options say."""
         return Model(name, trust_remote_code=self.options.trust_remote_code)
 
     def evaluation(self, model: Model) -> EvaluationSet:
-        """The evaluation text as this model's tokenizer cuts it."""
+        """The evaluation text as this model's tokenizer cuts it, with room left for answers."""
+        longest = context_length(model)
         return evaluate_set(
             list(self.options.evals),
             model.tokenizer(),
-            window=min(self.options.eval_window, context_length(model)),
+            window=min(self.options.eval_window, longest),
             tokens=self.options.eval_tokens,
-            longest=context_length(model),
+            longest=max(longest - ANSWER_TOKENS, longest // 2),
         )
 
-    def run(self, model: Model, identity: Mapping[str, Any]) -> Run:
-        """The run directory: `--out`, or one named after what is asked."""
-        identity = {**identity, "stack": self.stack.hash}
-        directory = self.options.out or default_directory(self.verb, model.label, identity)
-        return Run.create(directory, self.verb, identity)
+    @contextmanager
+    def run(self, model: Model, identity: Mapping[str, Any], needed: int = 0) -> Iterator[Run]:
+        """The run directory: `--out`, or one named after what is asked; `needed` bytes must be free on its disk.
+
+        Bad input that is found only inside (a NaN in the last block) leaves nothing behind, unless the directory was
+        begun before.
+        """
+        identity = {**identity, "seed": self.options.seed, "stack": self.stack.hash}
+        directory = Path(self.options.out or default_directory(self.verb, model.label, identity))
+        existed, begun = directory.is_dir(), (directory / "run.json").is_file()
+        require_space(directory, needed - (_size(directory) if begun else 0))
+        run = Run.create(directory, self.verb, identity)
+        try:
+            yield run
+        except OutputError:  # a full disk: what is finished is kept, the same command continues
+            raise
+        except InputError:
+            if not begun:
+                _empty(directory)
+                if not existed:
+                    directory.rmdir()
+            raise
 
     def record(self, coordinates: Coordinates, numbers: dict[str, Any], **parts: Any) -> Record:
         """The record of this call; `parts` are subject, settings and warnings."""
@@ -115,9 +152,29 @@ def finish(run: Run, record: Record, lines: tuple[str, ...] = ()) -> Result:
     return Result(record, run.directory, page, lines)
 
 
-def context_length(model: Model) -> int:
-    """How many tokens the model takes."""
-    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20)
+def finished(run: Run, checkpoints: list[Path]) -> Result | None:
+    """What the same command made here before, where its checkpoints are whole."""
+    if not (run.directory / "record.json").is_file():
+        return None
+    try:
+        for directory in checkpoints:
+            Model(directory)
+    except ModelError:
+        return None
+    page = build(run.records(), run.directory / "report.html")
+    return Result(run.read(), run.directory, page, (f"{run.directory} is finished; nothing was done again.",))
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def calibration_settings(calibration: Calibration | None) -> dict[str, Any]:

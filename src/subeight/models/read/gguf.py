@@ -6,6 +6,7 @@ Names, and the permutations that llama.cpp applies to some families, are those o
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from subeight.errors import ModelError
+from subeight.models.skeleton import one_line
 
 
 def open_reader(path: Path) -> GGUFReader:
@@ -29,7 +31,9 @@ def open_reader(path: Path) -> GGUFReader:
     try:
         return GGUFReader(str(path))
     except (ValueError, IndexError, OSError) as error:
-        raise ModelError(f"{path} is not a readable GGUF file ({error}); copy or download it again.") from error
+        raise ModelError(
+            f"{path} is not a readable GGUF file ({one_line(error)}); copy or download it again."
+        ) from error
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def _config(path: Path, _size: int, _changed: int) -> dict[str, Any]:
         return dict(load_gguf_checkpoint(str(path))["config"])
     except (ValueError, KeyError, IndexError, OSError) as error:
         open_reader(path)  # a damaged file says so itself
-        raise ModelError(f"{path}: transformers cannot read this GGUF architecture ({error}).") from error
+        raise ModelError(f"{path}: transformers cannot read this GGUF architecture ({one_line(error)}).") from error
 
 
 @dataclass(frozen=True)
@@ -72,25 +76,49 @@ class _Place:
         return dequantize(data.reshape(self.stored), self.kind)
 
 
+@lru_cache(maxsize=8)
+def _index(path: Path, _size: int, _changed: int) -> tuple[str, tuple[_Place, ...]]:
+    """The file's architecture and its tensors; the reader, which maps the file, is gone afterwards."""
+    reader = open_reader(path)
+    places = tuple(
+        _Place(
+            name=tensor.name,
+            kind=tensor.tensor_type,
+            shape=tuple(int(size) for size in reversed(tensor.shape)),
+            dtype=tensor.data.dtype,
+            stored=tensor.data.shape,
+            start=int(tensor.data_offset),
+        )
+        for tensor in reader.tensors
+    )
+    return str(read_field(reader, "general.architecture")[0]), places
+
+
+def _names(model: nn.Module, processor: TensorProcessor) -> dict[str, str]:
+    """The file's tensor names to the model's parameter names."""
+    # transformers asks every submodule again, seconds in all; few families need more than the whole model's names.
+    whole = SimpleNamespace(config=model.config, state_dict=model.state_dict, named_children=list)
+    names: dict[str, str] = get_gguf_hf_weights_map(whole, processor)
+    if set(model.state_dict()) <= set(names.values()):
+        return names
+    return dict(get_gguf_hf_weights_map(model, processor))
+
+
 class GgufTensors:
     """The tensors of a GGUF file by transformers' parameter names, dequantized to float32 when read."""
 
     def __init__(self, path: Path, model: nn.Module, config: dict[str, Any]) -> None:
         self.path = path
-        reader = open_reader(path)
-        architecture = read_field(reader, "general.architecture")[0]
+        stat = path.stat()
+        architecture, places = _index(path, stat.st_size, stat.st_mtime_ns)
         self._processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config)
         try:
-            self._mapping: dict[str, str] = get_gguf_hf_weights_map(model, self._processor)
+            self._mapping = _names(model, self._processor)
         except NotImplementedError as error:
-            raise ModelError(f"{path}: the gguf package knows no names for this architecture ({error}).") from error
-        self._places: dict[str, _Place] = {}
-        for tensor in reader.tensors:
-            if tensor.name in self._mapping:
-                shape = tuple(int(size) for size in reversed(tensor.shape))
-                dtype, stored = tensor.data.dtype, tensor.data.shape
-                place = _Place(tensor.name, tensor.tensor_type, shape, dtype, stored, int(tensor.data_offset))
-                self._places[self._mapping[tensor.name]] = place
+            raise ModelError(
+                f"{path}: the gguf package knows no names for this architecture ({one_line(error)})."
+            ) from error
+        self._places = {self._mapping[place.name]: place for place in places if place.name in self._mapping}
 
     def names(self) -> list[str]:
         return list(self._places)

@@ -5,10 +5,11 @@ break it; `pread` of one tensor at a time does not. Format: https://github.com/h
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -81,20 +82,31 @@ def index_file(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length))
         except ValueError as error:
             raise ModelError(f"{path} is not a safetensors file: its header is not JSON.") from error
-    tensors: dict[str, StoredTensor] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in DTYPES:
-            raise ModelError(f"{path}: tensor {name} has the dtype {entry['dtype']}, which cannot be read here.")
-        start, stop = (offset + 8 + length for offset in entry["data_offsets"])
-        if stop > size:
+    if not isinstance(header, dict):
+        raise ModelError(f"{path} is not a safetensors file: its header is no table of tensors.")
+    header.pop("__metadata__", None)
+    tensors = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
+    for name, tensor in tensors.items():
+        if tensor.stop > size:
             raise ModelError(
-                f"{path} is truncated: tensor {name} ends at byte {stop}, the file at {size}; "
+                f"{path} is truncated: tensor {name} ends at byte {tensor.stop}, the file at {size}; "
                 "copy or download it again."
             )
-        tensors[name] = StoredTensor(path, start, stop, tuple(entry["shape"]), DTYPES[entry["dtype"]])
     return tensors
+
+
+def _entry(path: Path, name: str, entry: Any, data: int) -> StoredTensor:
+    """One entry of a header, whose tensors begin at byte `data`."""
+    try:
+        word, shape, (start, stop) = str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: its header does not say where tensor {name} lies.") from error
+    if word not in DTYPES:
+        raise ModelError(f"{path}: tensor {name} has the dtype {word}, which cannot be read here.")
+    dtype = DTYPES[word]
+    if min(start, *shape, 0) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
+        raise ModelError(f"{path} is damaged: tensor {name} does not have the bytes that its shape needs.")
+    return StoredTensor(path, data + start, data + stop, shape, dtype)
 
 
 def index_directory(directory: Path) -> dict[str, StoredTensor]:
@@ -105,7 +117,10 @@ def index_directory(directory: Path) -> dict[str, StoredTensor]:
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} is damaged: it has no table of shards; copy or download it again.") from error
         paths = [directory / os.path.basename(shard) for shard in shards]  # noqa: PTH119 - no path leaves the directory
     else:
         paths = sorted(directory.glob("*.safetensors"))

@@ -1,0 +1,150 @@
+"""The loop does what one would do by hand with the whole model in memory, and always the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from subeight.engine import loop
+from subeight.engine.streams import MemoryStream
+from subeight.formats import Format
+from subeight.models.block import Block
+from subeight.models.model import Model
+from subeight.models.shell import Shell
+from tests.engine.tiny import AWQ, AWQ_GPTQ, GPTQ, calibration, codes_of, hashes, quantize, quantize_all
+from tests.oracles.engine_loop import quantize_by_hand
+
+Find = Callable[..., Path]
+
+
+def same_codes(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The share of equal codes, of linears that must be the same ones."""
+    assert found.keys() == expected.keys()
+    equal = sum(int((found[name] == expected[name]).sum()) for name in found)
+    return equal / sum(codes.numel() for codes in expected.values())
+
+
+@pytest.mark.parametrize("tap", ["sequential", "parallel", "exact"])
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_codes_are_those_of_the_loop_by_hand(checkpoint: Find, tmp_path: Path, tap: str, method: str) -> None:
+    source, ids = checkpoint("llama"), calibration()
+    recipe = f"{{weights: 'int4:g32', methods: [{method}], tap: {tap}}}"
+    quantize(source, recipe, tmp_path / "out", ids)
+    plain = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    expected = quantize_by_hand(plain, ids, 4, Format.parse("int4:g32"), method, tap)
+    assert same_codes(codes_of(tmp_path / "out"), {name: q.codes for name, q in expected.items()}) == 1.0
+
+
+def test_taps_are_of_different_activations(checkpoint: Find, tmp_path: Path) -> None:
+    found = {}
+    for tap in ("sequential", "parallel", "exact"):
+        quantize(checkpoint("llama"), GPTQ.replace("TAP", tap), tmp_path / tap, calibration())
+        found[tap] = codes_of(tmp_path / tap)
+    for one, other in (("sequential", "parallel"), ("parallel", "exact"), ("sequential", "exact")):
+        assert same_codes(found[one], found[other]) < 0.999
+    first = "model.layers.0.self_attn.q_proj"  # nothing was quantized before it
+    assert torch.equal(found["sequential"][first], found["exact"][first])
+
+
+@pytest.mark.parametrize("recipe", [GPTQ.replace("TAP", "sequential"), AWQ, AWQ_GPTQ.replace("TAP", "parallel")])
+def test_two_runs_write_the_same_bytes(checkpoint: Find, tmp_path: Path, recipe: str) -> None:
+    source = checkpoint("llama", torch.bfloat16)
+    for name in ("one", "two"):
+        quantize(source, recipe, tmp_path / name, calibration())
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+
+
+def test_recipes_together_are_recipes_alone(checkpoint: Find, tmp_path: Path) -> None:
+    source, ids = checkpoint("llama"), calibration()
+    recipes = {
+        "gptq": GPTQ.replace("TAP", "exact"),
+        "awq": AWQ_GPTQ.replace("TAP", "exact"),
+        "static": "{weights: 'int8:channel', inputs: 'int8:tensor', methods: [smooth, rtn], tap: exact}",
+        "rtn": "{weights: 'int3:g32', methods: [rtn]}",
+        "own": AWQ,
+    }
+    quantize_all(source, [(recipe, tmp_path / "together" / name) for name, recipe in recipes.items()], ids)
+    back = list(reversed(recipes.items()))
+    quantize_all(source, [(recipe, tmp_path / "backwards" / name) for name, recipe in back], ids)
+    for name, recipe in recipes.items():
+        quantize(source, recipe, tmp_path / "alone" / name, ids)
+    alone = hashes(tmp_path / "alone")
+    assert len(alone) == len(recipes) * 8  # three shards, index, two configs, outcomes of two blocks; no tokenizer
+    assert hashes(tmp_path / "together") == alone
+    assert hashes(tmp_path / "backwards") == alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("to", ["compressed-tensors", "dense"])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_the_next_block_saw_what_was_written(
+    checkpoint: Find,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    to: str,
+    compute: torch.dtype,
+) -> None:
+    seen: list[Tensor] = []
+
+    class Recorded(MemoryStream):
+        def advance(self, function, shell) -> None:
+            super().advance(function, shell)
+            seen.append(self._hidden[0])
+
+    monkeypatch.setattr(loop, "MemoryStream", Recorded)
+    ids = calibration()
+    quantize(checkpoint("qwen2", dtype), AWQ_GPTQ.replace("TAP", "sequential"), tmp_path / "o", ids, to, dtype=compute)
+    written = Model(tmp_path / "o")
+    shell = Shell(written, compute)
+    hidden = Block(written, 0, compute)(shell.embed(ids[:4]), shell.call((4, ids.shape[1]), 0))
+    assert len(seen) == 1
+    assert torch.equal(hidden, seen[0])
+
+
+def test_a_plan_that_reads_nothing_runs_no_block(
+    checkpoint: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("a block was run")
+
+    monkeypatch.setattr(Block, "__call__", never)
+    lane = quantize(checkpoint("llama"), "{weights: 'int4:g32', methods: [rtn]}", tmp_path / "o", calibration())
+    assert len(codes_of(tmp_path / "o")) == 14
+    assert all(outcome["output_error"] is None for outcome in lane.outcomes().values())
+
+
+def test_only_what_the_plan_names_is_tapped(checkpoint: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tapped: list[str] = []
+    gather = loop.gather
+
+    def watched(block, groups, batches, wanted):
+        tapped.extend(group.name for group in groups)
+        return gather(block, groups, batches, wanted)
+
+    monkeypatch.setattr(loop, "gather", watched)
+    recipe = "{weights: 'int4:g32', methods: [rtn], rules: [{match: '*.1.mlp.down_proj', methods: [gptq]}]}"
+    lane = quantize(checkpoint("llama"), recipe, tmp_path / "out", calibration())
+    assert tapped == ["model.layers.1.mlp.down_proj"]
+    errors = {name: outcome["output_error"] for name, outcome in lane.outcomes().items()}
+    assert [name for name, error in errors.items() if error is not None] == tapped
+    assert 0 < errors[tapped[0]] < 0.05
+
+
+def test_rules_decide_within_one_group(checkpoint: Find, tmp_path: Path) -> None:
+    recipe = (
+        "{weights: 'int4:g32', methods: [gptq], rules: "
+        "[{match: '*.k_proj', weights: 'int8:g32'}, {match: '*.v_proj', keep: true}]}"
+    )
+    source = checkpoint("llama")
+    quantize(source, recipe, tmp_path / "out", calibration())
+    written, before = Model(tmp_path / "out"), Model(source)
+    assert written.codes is not None
+    assert str(written.codes.read("model.layers.0.self_attn.q_proj").format) == "int4:g32:sym"
+    assert str(written.codes.read("model.layers.0.self_attn.k_proj").format) == "int8:g32:sym"
+    kept = "model.layers.0.self_attn.v_proj"
+    assert kept not in written.codes
+    assert torch.equal(written.weights.read(f"{kept}.weight"), before.weights.read(f"{kept}.weight"))
