@@ -1,7 +1,7 @@
 """Runs the command line over and over in forked children, some of which kill themselves; imports are paid once.
 
-`python -m tests.engine.killer ORDERS.json` does the orders in turn and prints one line of JSON for each: how its child
-ended and how many seconds it took. An order is {"argv": [...]} for an undisturbed run, with "at" for one that is killed
+`python -m tests.engine.killer` reads one order, as a line of JSON, after the other, and answers each with a line: how its
+child ended and how many seconds it took. An order is {"argv": [...]} for an undisturbed run, with "at" for one that is killed
 after so many seconds, or with "name" ("module:qualified.name"), "call" and "when" ("before" or "after") for one that is
 killed at that call of a function.
 """
@@ -79,7 +79,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     told = sys.stdout
     sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - it lasts as long as the process
-    orders = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    _command([*orders[0]["argv"], "--dry-run"])  # what it imports, children need not
-    for asked in orders:
+    warm = False
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if not warm:
+            _command([*asked["argv"], "--dry-run"])  # what it imports, children need not
+            warm = True
         print(json.dumps(_run(asked)), file=told, flush=True)

@@ -82,4 +82,4 @@ def test_static_scales_cover_what_was_seen(checkpoint: Find, tmp_path: Path) -> 
     others = {float(written.codes.inputs(name)[1].scales) for name in written.codes.names}
     assert len(others) == 8  # one for each of four groups in two blocks
     rounded = fake_quantize(read, Format.parse("int8:tensor"), static)
-    assert float((rounded - read).abs().max()) <= 0.51 * float(static.scales)
+    assert float((rounded - read).abs().max()) <= 1.1 * float(static.scales)  # hardly anything is clipped

@@ -10,9 +10,10 @@ from torch import Tensor
 from subeight.engine.lane import UNLIMITED
 from subeight.engine.moves import joined, move_block, moving
 from subeight.models.block import Block
+from subeight.models.calls import Call
 from subeight.models.folds import block_folds
 from subeight.models.model import Model
-from subeight.models.shell import Call, Shell
+from subeight.models.shell import Shell
 from subeight.models.stats import GATHERED, Stats
 from subeight.models.structure import InputGroup
 from subeight.models.tap import gather

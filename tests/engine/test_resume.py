@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -76,12 +76,28 @@ class Bench:
         return ["quantize", str(self.model), *options]
 
 
-def carry_out(orders: list[dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
-    path = directory / "orders.json"
-    path.write_text(json.dumps(orders), encoding="utf-8")
-    command = [sys.executable, "-m", "tests.engine.killer", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+class Killer:
+    """The process that carries out orders, see `killer.py`."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.engine.killer"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+
+    def __call__(self, order: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    made = Killer()
+    yield made
+    made.process.communicate(timeout=60)
+    assert made.process.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +105,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model"))
 
 
-def make_bench(model: Path, home: Path, tap: str) -> Bench:
+def make_bench(killer: Killer, model: Path, home: Path, tap: str) -> Bench:
     text = write_text(home / "text.txt", words=1500)
     recipe = write_recipe(home / "recipe.yaml", RECIPE.replace("TAP", tap), text)
     unmeasured = Bench(model, recipe, {}, 0.0)
-    results = carry_out([{"argv": unmeasured.argv(home / name)} for name in ("whole", "again")], home)
+    results = [killer({"argv": unmeasured.argv(home / name)}) for name in ("whole", "again")]
     assert [result["status"] for result in results] == [0, 0]
     whole = hashes(home / "whole", TIMES)
     assert sum(name.endswith(".safetensors") for name in whole) == 3
@@ -102,23 +118,23 @@ def make_bench(model: Path, home: Path, tap: str) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(model, tmp_path_factory.mktemp("sequential"), "sequential")
+def bench(killer: Killer, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(killer, model, tmp_path_factory.mktemp("sequential"), "sequential")
 
 
-def check(bench: Bench, directory: Path, deaths: dict[str, dict[str, Any]], *, on_disk: bool, ended: int = 0) -> None:
+def check(
+    killer: Killer, bench: Bench, directory: Path, deaths: dict[str, dict[str, Any]], *, on_disk: bool, ended: int = 0
+) -> None:
     """Each death in a directory of its own, then the same command again; at most `ended` came too late to kill."""
-    orders = []
-    for number, death in enumerate(deaths.values()):
+    died, resumed = {}, {}
+    for number, (name, death) in enumerate(deaths.items()):
         more = ["--scratch", str(directory / f"scratch-{number}")] if on_disk else []
         command = bench.argv(directory / f"out-{number}", *more)
-        orders += [{"argv": command, **death}, {"argv": command}]
-    results = carry_out(orders, directory)
-    late = [name for name, died in zip(deaths, results[::2], strict=True) if not died["killed"]]
+        died[name], resumed[name] = killer({"argv": command, **death}), killer({"argv": command})
+    late = [name for name, how in died.items() if not how["killed"]]
     assert len(late) <= ended, f"nothing was killed: {late}"
     for number, name in enumerate(deaths):
-        resumed = results[2 * number + 1]
-        assert resumed["status"] == 0, f"{name}: the same command again ended with {resumed['status']}"
+        assert resumed[name]["status"] == 0, f"{name}: the same command again ended with {resumed[name]['status']}"
         assert hashes(directory / f"out-{number}", TIMES) == bench.whole, name
         if on_disk:
             left = list((directory / f"scratch-{number}").rglob("*"))
@@ -132,27 +148,27 @@ def deaths_in(phases: dict[str, tuple[str, int, str]], stream: str) -> dict[str,
     }
 
 
-def test_killed_in_every_phase(bench: Bench, tmp_path: Path) -> None:
-    check(bench, tmp_path, deaths_in(PHASES, "MemoryStream"), on_disk=False)
+def test_killed_in_every_phase(killer: Killer, bench: Bench, tmp_path: Path) -> None:
+    check(killer, bench, tmp_path, deaths_in(PHASES, "MemoryStream"), on_disk=False)
 
 
-def test_killed_with_activations_on_disk(bench: Bench, tmp_path: Path) -> None:
+def test_killed_with_activations_on_disk(killer: Killer, bench: Bench, tmp_path: Path) -> None:
     phases = {phase: PHASES[phase] for phase in STREAMED} | ONLY_ON_DISK
-    check(bench, tmp_path, deaths_in(phases, "DiskStream"), on_disk=True)
+    check(killer, bench, tmp_path, deaths_in(phases, "DiskStream"), on_disk=True)
 
 
-def test_killed_with_shared_activations_on_disk(model: Path, tmp_path: Path) -> None:
-    bench = make_bench(model, tmp_path, "exact")
+def test_killed_with_shared_activations_on_disk(killer: Killer, model: Path, tmp_path: Path) -> None:
+    bench = make_bench(killer, model, tmp_path, "exact")
     phases = {phase: PHASES[phase] for phase in ("the first shard, renamed", "after the advance")} | ONLY_ON_DISK
-    check(bench, tmp_path, deaths_in(phases, "DiskStream"), on_disk=True)
+    check(killer, bench, tmp_path, deaths_in(phases, "DiskStream"), on_disk=True)
 
 
 @pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
-def test_killed_at_seeded_times(bench: Bench, tmp_path: Path, on_disk: bool) -> None:
+def test_killed_at_seeded_times(killer: Killer, bench: Bench, tmp_path: Path, on_disk: bool) -> None:
     generator = Random(20 + on_disk)
     share = [(number + generator.random()) / 10 for number in range(10)]  # one in each tenth of the run
     deaths = {f"{at:.2f}": {"at": at * bench.seconds} for at in share}
-    check(bench, tmp_path, deaths, on_disk=on_disk, ended=3)  # a busy machine may have measured too long a run
+    check(killer, bench, tmp_path, deaths, on_disk=on_disk, ended=3)  # a busy machine may have measured too long a run
 
 
 def test_a_process_of_its_own_is_killed_and_loaded_again_at_the_end(bench: Bench, tmp_path: Path) -> None:
@@ -181,7 +197,7 @@ def test_activations_of_other_text_are_not_taken_up(
         patched.setattr(streams.DiskStream, "advance", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             quantize(model, recipe, tmp_path / "killed", calibration(seed=1), scratch=scratch)
-    assert [path for path in scratch.rglob("*.safetensors")]
+    assert list(scratch.rglob("*.safetensors"))
     quantize(model, recipe, tmp_path / "found", calibration(seed=2), scratch=scratch)
     quantize(model, recipe, tmp_path / "expected", calibration(seed=2))
     assert hashes(tmp_path / "found") == hashes(tmp_path / "expected")

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from subeight.models.calls import Call
 from subeight.models.read.safetensors import index_file
-from subeight.models.shell import Call, Shell
+from subeight.models.shell import Shell
 from subeight.records.disk import require_space
 from subeight.records.files import atomic_write
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from subeight.models.block import Block
-from subeight.models.shell import Call
+from subeight.models.calls import Call
 from subeight.models.structure import InputGroup
 from subeight.models.watch import Watcher
 

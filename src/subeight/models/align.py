@@ -14,11 +14,12 @@ from torch import Tensor
 
 from subeight.errors import ModelError
 from subeight.models.block import Block
+from subeight.models.calls import Call
 from subeight.models.fits import Fit, diagonal, norm_ratio, procrustes, row_pairs, row_ratios, sharpened, taken_up
 from subeight.models.folds import PROBE_TOKENS, Fold, ModelFolds, apply
 from subeight.models.gauge import BlockGauge, Ends, Gauge, rotate
 from subeight.models.model import Model
-from subeight.models.shell import Call, Shell
+from subeight.models.shell import Shell
 from subeight.models.skeleton import Skeleton
 from subeight.models.structure import LinearView
 

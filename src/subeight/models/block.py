@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from subeight.formats import Format, Scales, fake_quantize
+from subeight.models.calls import Call
 from subeight.models.model import Model
 from subeight.models.read.quantized import Codes
-from subeight.models.shell import Call
 from subeight.models.structure import LinearView, Structure
 from subeight.models.watch import PRODUCTS
 from subeight.models.weights import Weights

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from subeight.models.block import Block, Written
+from subeight.models.calls import Call
 from subeight.models.model import Model
-from subeight.models.shell import Call, Shell
+from subeight.models.shell import Shell
 from subeight.models.structure import InputGroup, LinearView, Structure
 
 _TOLERANCE = 1e-4

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from subeight.models.calls import Call, Recorder, record_calls
 from subeight.models.model import Model
 from subeight.models.precision import exact_products
-from subeight.models.structure import Recorder, record_calls
-
-Call = tuple[tuple, dict]
 
 
 class Shell:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from subeight.errors import ModelError
+from subeight.models.calls import Call, record_calls
 from subeight.models.families import FUSED_BY_ENGINES, FUSED_EXPERTS, ROUTER_TAILS
 from subeight.models.linear_info import LinearInfo
 from subeight.models.skeleton import Skeleton
@@ -89,7 +90,7 @@ class _Discovery:
         self.experts: dict[str, tuple] = {}
         self._alive: list[Tensor] = []
 
-    def run(self, block: nn.Module, call: tuple[tuple, dict], hidden: Tensor) -> None:
+    def run(self, block: nn.Module, call: Call, hidden: Tensor) -> None:
         hooks = []
         for name, module in block.named_modules():
             if any(p.dim() == 3 and key in FUSED_EXPERTS for key, p in module.named_parameters(recurse=False)):
@@ -126,7 +127,7 @@ class Structures:
     def __init__(self, skeleton: Skeleton) -> None:
         self._skeleton = skeleton
         self._known: dict[tuple, list[InputGroup]] = {}
-        self._calls: list[tuple[tuple, dict]] | None = None
+        self._calls: list[Call] | None = None
 
     def __getitem__(self, index: int) -> Structure:
         key = self._skeleton.signature(index)
@@ -139,7 +140,7 @@ class Structures:
     def __iter__(self) -> Iterator[Structure]:
         return (self[index] for index in range(len(self._skeleton.blocks)))
 
-    def _meta_calls(self) -> list[tuple[tuple, dict]]:
+    def _meta_calls(self) -> list[Call]:
         if self._calls is None:
             # Masks cannot be made on meta; zeros of stride 0 stand in for the shell's weights and take no memory.
             model = copy.deepcopy(self._skeleton.model)
@@ -292,39 +293,3 @@ def _named(group: InputGroup, prefix: str, index: int) -> InputGroup:
         source=f"{prefix}.{group.source}",
         norm=f"{prefix}.{group.norm}" if group.norm else None,
     )
-
-
-class Recorder(nn.Module):
-    """Stands in for a block: keeps what the trunk calls it with and returns the hidden state as it came."""
-
-    def __init__(self, block: nn.Module, calls: list) -> None:
-        super().__init__()
-        object.__setattr__(self, "_block", block)
-        self._calls = calls
-        self.result: Tensor | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(object.__getattribute__(self, "_block"), name)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self._calls.append((hidden_states, args, kwargs))
-        return hidden_states if self.result is None else self.result
-
-
-def record_calls(model: nn.Module, skeleton: Skeleton, ids: Tensor) -> tuple[Tensor, list[tuple[tuple, dict]]]:
-    """What the first block is given for `ids`, and the other arguments of every block."""
-    owner, _, tail = skeleton.blocks_name.rpartition(".")
-    parent = model.get_submodule(owner)
-    blocks = getattr(parent, tail)
-    calls: list = []
-    setattr(parent, tail, nn.ModuleList([Recorder(block, calls) for block in blocks]))
-    try:
-        with torch.no_grad():
-            parent(input_ids=ids, use_cache=False)
-    finally:
-        setattr(parent, tail, blocks)
-    hidden = calls[0][0]
-    return hidden, [(args, {k: v for k, v in kwargs.items() if k != "past_key_values"}) for _, args, kwargs in calls]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from subeight.models.block import Block
+from subeight.models.calls import Call
 from subeight.models.precision import exact_products
-from subeight.models.shell import Call
 from subeight.models.stats import Stats
 from subeight.models.structure import InputGroup
 from subeight.models.watch import StopForward, Watcher

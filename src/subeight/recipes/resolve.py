@@ -125,7 +125,8 @@ def _decide(linear: LinearInfo, rules: Sequence[Rule], default: _Choice, choices
 
 
 def _kind(linear: LinearInfo) -> str:
-    words = {"head": "lm_head", "tied": "lm_head, tied to the embeddings,", "embedding": "embeddings", "router": "router"}
+    tied = "lm_head, tied to the embeddings,"
+    words = {"head": "lm_head", "tied": tied, "embedding": "embeddings", "router": "router"}
     return words.get(linear.kind, "outside the blocks")
 
 
