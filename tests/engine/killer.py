@@ -1,9 +1,9 @@
 """Runs the command line over and over in forked children, some of which kill themselves; imports are paid once.
 
-`python -m tests.engine.killer` reads one order, as a line of JSON, after the other, and answers each with a line: how its
-child ended and how many seconds it took. An order is {"argv": [...]} for an undisturbed run, with "at" for one that is killed
-after so many seconds, or with "name" ("module:qualified.name"), "call" and "when" ("before" or "after") for one that is
-killed at that call of a function.
+`python -m tests.engine.killer` reads one order, as a line of JSON, after the other, and answers each with a line: how
+its child ended and how many seconds it took. An order is {"argv": [...]} for an undisturbed run, with "at" for one that
+is killed after so many seconds, or with "name" ("module:qualified.name"), "call" and "when" ("before" or "after") for
+one that is killed at that call of a function.
 """
 
 import importlib

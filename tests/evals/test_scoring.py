@@ -160,3 +160,10 @@ def test_another_vocabulary_is_refused(pair, plain, texts, tmp_path):
     question = ask(Model(pair[0]), texts(small.text_rows(2)), plain, tmp_path / "cache")
     with pytest.raises(InputError, match="vocabulary of 300 and base one of 320"):
         score(question, Model(other))
+
+
+def test_where_the_baseline_says_nothing_its_end_is_scored(pair, plain, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "_answers", lambda model, prompts, *_: [[] for _ in prompts])
+    question = ask(Model(pair[0]), texts([{"messages": CHAT[:1]}]), plain, tmp_path)
+    (sample,) = question.sequences.samples
+    assert (sample.ids[-1], sample.count, sample.needs_answer) == (1, 1, False)
