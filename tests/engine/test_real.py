@@ -30,7 +30,7 @@ def text_of(source: Path) -> Tensor:
 def kl(source: Path, written: Path, cache: Path, device: str = "cpu") -> float:
     """Mean KL of a written checkpoint on a little of the packaged evaluation text."""
     baseline = Model(source)
-    evaluation = evaluate_set(["builtin"], baseline.tokenizer(), window=128, tokens=1024, longest=128)
+    evaluation = evaluate_set(["builtin"], baseline.tokenizer(), window=128, tokens=512, longest=128)
     computing = Computing(torch.float32, torch.device(device), quiet=True)
     return score(ask(baseline, evaluation, computing, cache), Model(written)).numbers["kl"]
 
@@ -76,14 +76,14 @@ def test_experts_that_no_token_reached_are_rounded_plainly(real_model: Find, tmp
 def test_real_weights_survive(real_model: Find, tmp_path: Path, name: str) -> None:
     source = real_model(name)
     ids = text_of(source)
-    for bits in (8, 4, 3):
+    for bits in (8, 3):
         recipe = AWQ_GPTQ.replace("int4", f"int{bits}").replace("TAP", "sequential")
         quantize(source, recipe, tmp_path / str(bits), ids, "dense")
-    losses = [kl(source, tmp_path / str(bits), tmp_path / "cache") for bits in (8, 4, 3)]
+    losses = [kl(source, tmp_path / str(bits), tmp_path / "cache") for bits in (8, 3)]
     assert 0 < losses[0] < 0.01
-    assert losses[0] < losses[1] < losses[2]
+    assert losses[0] < losses[1] < 1
     test = ids[:2, :40]
-    found, expected = streamed_logits(tmp_path / "4", test), plain_logits(tmp_path / "4", test)
+    found, expected = streamed_logits(tmp_path / "3", test), plain_logits(tmp_path / "3", test)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 

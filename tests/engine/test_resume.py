@@ -30,20 +30,15 @@ calibration: {source: TEXT, sequences: 12, length: 48, seed: 0}
 PHASES: dict[str, tuple[str, int, str]] = {
     "nothing": ("subeight.verbs.quantize:planned", 1, "before"),
     "the marker of the run, not yet renamed": ("pathlib:Path.replace", 1, "before"),
-    "the plan, not yet renamed": ("pathlib:Path.replace", 3, "before"),
-    "embedding": ("subeight.engine.loop:embedded", 1, "before"),
-    "embedding, second batch": ("subeight.models.shell:Shell.embed", 2, "before"),
+    "embedding": ("subeight.models.shell:Shell.embed", 2, "before"),
     "first tap": ("subeight.engine.loop:gather", 1, "before"),
     "last tap": ("subeight.engine.loop:gather", 10, "before"),
     "move of the first block": ("subeight.models.folds:apply", 2, "before"),
     "move of the last block": ("subeight.engine.lane:move_block", 2, "after"),
     "first rounding": ("subeight.engine.lane:round_group", 1, "after"),
-    "rounding in the last block": ("subeight.engine.lane:round_group", 7, "before"),
-    "writing the first shard": ("subeight.export.checkpoint:save_file", 1, "before"),
     "the first shard, not yet renamed": ("subeight.export.checkpoint:_publish", 1, "before"),
     "the first shard, renamed": ("subeight.export.checkpoint:_publish", 1, "after"),
     "the last block's shard, not yet renamed": ("subeight.export.checkpoint:_publish", 2, "before"),
-    "before the advance": ("subeight.engine.streams:STREAM.advance", 1, "before"),
     "within the advance": ("subeight.models.block:Block.__call__", 11, "after"),
     "after the advance": ("subeight.engine.streams:STREAM.advance", 1, "after"),
     "after the last block": ("subeight.engine.streams:STREAM.close", 1, "before"),
@@ -54,7 +49,7 @@ PHASES: dict[str, tuple[str, int, str]] = {
     "record": ("subeight.records.run:Run.write_record", 1, "before"),
     "report": ("subeight.verbs.quantize:finish", 1, "after"),
 }
-STREAMED = ("embedding, second batch", "first rounding", "the first shard, renamed", "within the advance", "parity")
+STREAMED = ("embedding", "first rounding", "the first shard, renamed", "within the advance", "parity")
 ONLY_ON_DISK = {
     "activations written, not yet called whole": ("subeight.engine.streams:atomic_write", 2, "before"),
     "activations of two blocks on the disk": ("subeight.engine.streams:atomic_write", 2, "after"),

@@ -8,7 +8,6 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -168,4 +167,4 @@ def _shared_tap(block: Block, lanes: Sequence[Lane], shell: Shell, stream: Strea
 
 def _only(stats: Stats, wanted: frozenset[str]) -> Stats:
     """What one lane asked for, as if it were alone."""
-    return replace(stats, **dict.fromkeys(GATHERED - wanted, None))
+    return Stats(stats.count, **{name: getattr(stats, name) if name in wanted else None for name in GATHERED})

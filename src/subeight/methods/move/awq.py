@@ -32,6 +32,7 @@ class Awq(Move):
 
     name: ClassVar[str] = "awq"
     grid: int = option(20, "how many exponents are tried, 0 <= a < 1", low=1, high=200)
+    rows: int = option(1024, "how many rows of the weights the search looks at, evenly spaced over all of them", low=1)
     duo: bool = option(True, "divide by the weights' own size to the power 1 - a, as the authors' code does")
 
     @property
@@ -57,6 +58,7 @@ class Awq(Move):
         best = torch.ones(producers, device=channels.device)
         if not rounded:
             return best
+        rounded = _spaced(rounded, self.rows)
         size = _column_size(rounded) if self.duo else None
         least = scaled_error(rounded, stats.hessian, best[channels])
         for step in range(self.grid):
@@ -65,6 +67,12 @@ class Awq(Move):
             if error < least:
                 best, least = s, error
         return best
+
+
+def _spaced(rounded: list[tuple[Tensor, Format]], rows: int) -> list[tuple[Tensor, Format]]:
+    """About `rows` rows in all, the same share of every weight; formats whose rows share a scale stay whole."""
+    step = max(1, -(-sum(len(weight) for weight, _ in rounded) // rows))
+    return [(w if f.per == "tensor" or f.grid == "nvfp4" else w[::step], f) for w, f in rounded]
 
 
 def scaled_error(
