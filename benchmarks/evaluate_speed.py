@@ -20,7 +20,7 @@ from subeight.models.model import Model
 from subeight.models.smollm2 import unpacked
 from subeight.text import EvaluationSet, Sample
 
-WINDOWS, LENGTH = 8, 512
+WINDOWS, LENGTH = 20, 512
 
 
 def main() -> None:

@@ -1,15 +1,15 @@
 """The exceptions of Subeight, and the exit status that the command line gives each.
 
-    SubeightError                1  the answer is no, or something failed
-    ├── InputError               2  bad input: what was given, what is allowed, what to do, in one sentence
-    │   ├── FormatError             a number format that cannot be, or does not fit the tensor
-    │   ├── RecipeError             a recipe or plan that cannot be carried out
-    │   ├── ModelError              a model that is missing, damaged or of an unknown shape
-    │   ├── TextError               calibration or evaluation text that cannot be used
-    │   ├── RecordError             a record that cannot be read or compared
-    │   └── OutputError             an output directory that holds something else, or no disk space
-    ├── ParityError              1  what was written does not compute what was measured
-    └── UndecidedError           3  the data do not suffice to decide
+SubeightError                1  the answer is no, or something failed
+├── InputError               2  bad input: what was given, what is allowed, what to do, in one sentence
+│   ├── FormatError             a number format that cannot be, or does not fit the tensor
+│   ├── RecipeError             a recipe or plan that cannot be carried out
+│   ├── ModelError              a model that is missing, damaged or of an unknown shape
+│   ├── TextError               calibration or evaluation text that cannot be used
+│   ├── RecordError             a record that cannot be read or compared
+│   └── OutputError             an output directory that holds something else, or no disk space
+├── ParityError              1  what was written does not compute what was measured
+└── UndecidedError           3  the data do not suffice to decide
 """
 
 

@@ -11,7 +11,7 @@ from subeight.engine.lane import UNLIMITED
 from subeight.engine.moves import joined, move_block, moving
 from subeight.models.block import Block
 from subeight.models.calls import Call
-from subeight.models.folds import block_folds
+from subeight.models.folds import ModelFolds
 from subeight.models.model import Model
 from subeight.models.shell import Shell
 from subeight.models.stats import GATHERED, Stats
@@ -45,7 +45,7 @@ class Opened:
         return gather(self.block, groups, [(self.hidden, self.call)], wanted)
 
     def move(self, limit: int = UNLIMITED) -> dict[str, Tensor]:
-        folds = block_folds(self.model, Block(self.model, 1, torch.float32))
+        folds = ModelFolds(self.model)[1]
         return move_block(self.block, folds, self.plan, self.tap, limit)
 
 

@@ -8,7 +8,7 @@ from subeight.models import folds
 from subeight.models.align import align
 from subeight.models.block import Block
 from subeight.models.fits import Fit
-from subeight.models.folds import apply, block_folds
+from subeight.models.folds import ModelFolds, apply
 from subeight.models.model import Model
 from subeight.models.shell import Shell
 from tests.models.conftest import plain, streamed
@@ -106,7 +106,7 @@ def test_scales_of_every_fold_are_found_in_other_families(family, checkpoint, tm
     made = build(FAMILIES[family].config)
     for index in range(2):
         block = Block(baseline, index, torch.float32)
-        for number, fold in enumerate(block_folds(baseline, block)):
+        for number, fold in enumerate(ModelFolds(baseline)[block.index]):
             apply(block, fold, factors(fold.count, number))
         for name in block.parameters():
             made.get_parameter(name).data.copy_(block.parameter(name))
@@ -122,7 +122,7 @@ def test_experts_that_no_token_of_the_trial_reaches_are_aligned_too(checkpoint, 
     monkeypatch.setattr(folds, "PROBE_TOKENS", 1)  # reaches two of four
     monkeypatch.setattr(subeight.models.align, "PROBE_TOKENS", 1)
     baseline = Model(checkpoint("mixtral"))
-    tried = block_folds(baseline, Block(baseline, 0, torch.float32))
+    tried = ModelFolds(baseline)[0]
     assert sum(fold.readers[0].expert is not None for fold in tried if not fold.is_norm) == 2
     made = build(FAMILIES["mixtral"].config)
     experts = made.get_submodule("model.layers.0.mlp.experts")

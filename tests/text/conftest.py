@@ -30,9 +30,7 @@ def make_tokenizer(bos: bool = False, template: str | None = None) -> transforme
     )
     model.train_from_iterator(CORPUS, trainer)
     if bos:
-        model.post_processor = tokenizers.processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 0)]
-        )
+        model.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=model,
         bos_token="<s>",

@@ -23,9 +23,7 @@ def runs(documents):
 
 
 def test_calibration_and_evaluation_share_no_run_of_words():
-    calibration, evaluation = (
-        runs(read_documents("builtin", part)) for part in ("calibration", "evaluation")
-    )
+    calibration, evaluation = (runs(read_documents("builtin", part)) for part in ("calibration", "evaluation"))
     assert len(calibration) > 5000 and len(evaluation) > 5000
     assert not calibration & evaluation
 

@@ -103,9 +103,7 @@ def test_conversations_and_completions(tmp_path):
 
 def test_too_many_windows_says_how_many_there_are(tmp_path, plain):
     source = write_text(tmp_path / "a.txt", 85, plain)
-    with pytest.raises(
-        TextError, match="gives 8 windows of 10 tokens, and 9 were asked for: set `sequences` to 8"
-    ):
+    with pytest.raises(TextError, match="gives 8 windows of 10 tokens, and 9 were asked for: set `sequences` to 8"):
         calibrate(CalibrationSpec(source, 9, 10), plain)
     with pytest.raises(TextError, match=r"shorter than one window: 85 tokens .* a window has 512"):
         calibrate(CalibrationSpec(source, 1, 512), plain)

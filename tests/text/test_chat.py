@@ -79,8 +79,7 @@ def test_a_template_that_refuses():
 
 def test_the_date_in_a_template_stands_still():
     tokenizer = make_tokenizer(
-        template="{{ strftime_now('%Y') }} {{ strftime_now( \"%d\" ) }} {{ date_string }}"
-        "{{ messages[0]['content'] }}"
+        template="{{ strftime_now('%Y') }} {{ strftime_now( \"%d\" ) }} {{ date_string }}{{ messages[0]['content'] }}"
     )
     assert datetime.date(2025, 1, 1) == TODAY
     ids = render(TALK[:1], tokenizer, add_generation_prompt=False)

@@ -12,9 +12,7 @@ TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hel
 
 
 def write_lines(path, *rows):
-    path.write_text(
-        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8"
-    )
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
     return path
 
 

@@ -18,13 +18,8 @@ def test_the_value_stands_still():
 
 
 def test_another_process_agrees():
-    code = (
-        "from subeight.text.hashing import hash_tokens;"
-        "print(hash_tokens([[7, 8]], settings={'b': 1, 'a': 'x'}))"
-    )
-    there = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    code = "from subeight.text.hashing import hash_tokens;print(hash_tokens([[7, 8]], settings={'b': 1, 'a': 'x'}))"
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert there == hash_tokens([[7, 8]], settings={"a": "x", "b": 1})
 
 

@@ -46,9 +46,7 @@ def test_a_context_keeps_its_ids_when_the_continuation_would_melt_into_it(plain)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.text(alphabet="the catäß\n.", max_size=30), st.text(alphabet="the catäß\n.", min_size=1, max_size=30)
-)
+@given(st.text(alphabet="the catäß\n.", max_size=30), st.text(alphabet="the catäß\n.", min_size=1, max_size=30))
 def test_continuing_loses_no_character(context, continuation):
     before, after = continue_text(context, continuation, TOKENIZER)
     assert TOKENIZER.decode(before + after) == context + continuation
@@ -62,9 +60,7 @@ def test_spans_cover_their_characters(text, data):
     stop = data.draw(st.integers(start + 1, len(text)))
     ids, inside = encode_spans(text, [(start, stop)], TOKENIZER)
     assert ids == encode(text, TOKENIZER)
-    assert text[start:stop] in TOKENIZER.decode(
-        [token for token, flag in zip(ids, inside, strict=True) if flag]
-    )
+    assert text[start:stop] in TOKENIZER.decode([token for token, flag in zip(ids, inside, strict=True) if flag])
     assert inside == sorted(inside[: inside.index(True)]) + inside[inside.index(True) :]
 
 

@@ -15,7 +15,7 @@ from subeight.engine.shards import block_tensors, checkpoint_config, shell_tenso
 from subeight.export.checkpoint import ShardWriter
 from subeight.formats import Format, QTensor, Scales, find_scales
 from subeight.models.block import Block, Written
-from subeight.models.folds import Fold, block_folds
+from subeight.models.folds import ModelFolds
 from subeight.models.model import Model
 from subeight.models.read.quantized import quantized_tensors
 from subeight.models.read.safetensors import Stored, index_file
@@ -49,6 +49,7 @@ class Lane:
         self.job = job
         self.settings = settings
         self.plan = job.plan
+        self._folds = ModelFolds(model)
         self.seconds = 0.0  # spent on this recipe, its share of what is shared included
         self.writer = ShardWriter(
             job.directory,
@@ -79,7 +80,7 @@ class Lane:
         """
         columns: dict[str, Tensor] = {}
         if moving(self.plan, block):
-            columns = move_block(block, self._folds(block.index), self.plan, tap, self._limit())
+            columns = move_block(block, self._folds[block.index], self.plan, tap, self._limit())
         done = Rounded()
         staged = live and self.plan.tap == "sequential"
         for stage in block.structure.stages if staged else [list(block.structure.groups)]:
@@ -107,9 +108,6 @@ class Lane:
         wanted = frozenset().union(*(needed[group.name] for group in fed))
         for part in chunks(fed, self._limit(), wanted) if fed else ():
             yield part, wanted
-
-    def _folds(self, index: int) -> list[Fold]:
-        return block_folds(self.model, Block(self.model, index, torch.float32))
 
     def _limit(self) -> int:
         return self.settings.max_memory or UNLIMITED

@@ -62,7 +62,7 @@ def align(baseline: Model, candidate: Model, *, device: torch.device | str = "cp
     left = _Left()
     shell = Shell(baseline, torch.float32, device, weights=False)
     ends = _ends(baseline, shell)
-    every_fold = ModelFolds(baseline, shell)
+    every_fold = ModelFolds(baseline)
     rotation = _rotation(baseline, candidate, ends, shell, every_fold, left)
     blocks = []
     for index in range(len(baseline.skeleton.blocks)):

@@ -56,7 +56,7 @@ class Block:
         for name, buffer in list(self.module.named_buffers()):
             owner, _, tail = name.rpartition(".")
             self.module.get_submodule(owner)._buffers[tail] = buffer.to(self.device)
-        self._inputs = _input_formats(source.codes, self.structure)
+        self._inputs = _input_formats(source.codes, self.structure, self.device)
 
     def _set(self, name: str, value: Tensor) -> None:
         owner, _, tail = name.removeprefix(f"{self.prefix}.").rpartition(".")
@@ -132,8 +132,13 @@ class _InputRounding(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _input_formats(codes: Codes | None, structure: Structure) -> dict[str, tuple[Format, Scales | None]]:
-    if codes is None:
-        return {}
-    found = {view.info.name: codes.inputs(view.info.name) for view in structure.linears()}
-    return {name: inputs for name, inputs in found.items() if inputs is not None}
+def _input_formats(
+    codes: Codes | None, structure: Structure, device: torch.device
+) -> dict[str, tuple[Format, Scales | None]]:
+    found: dict[str, tuple[Format, Scales | None]] = {}
+    for view in structure.linears() if codes is not None else ():
+        inputs = codes.inputs(view.info.name) if codes is not None else None
+        if inputs is not None:
+            format, static = inputs
+            found[view.info.name] = format, None if static is None else Scales(static.scales.to(device))
+    return found

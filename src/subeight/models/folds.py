@@ -211,34 +211,12 @@ class _RandomWeights:
         return value / self._shapes[name][-1] ** 0.5 if value.dim() > 1 else 1.0 + 0.1 * value
 
 
-def foldable_groups(model: Model) -> set[str]:
-    """Names of the InputGroups whose producer can absorb a scale, before any weight is read."""
-    found: set[str] = set()
-    known: dict[tuple, set[str]] = {}
-    for index in range(len(model.skeleton.blocks)):
-        prefix = f"{model.skeleton.block_name(index)}."
-        key = model.skeleton.signature(index)
-        if key not in known:
-            block = Block(model, index, torch.float32, written=Written(_RandomWeights(model), None))
-            names = {name for fold in block_folds(model, block) for name in fold.groups}
-            known[key] = {name.removeprefix(prefix) for name in names}
-        found |= {prefix + name for name in known[key]}
-    return found
-
-
-def block_folds(model: Model, block: Block) -> list[Fold]:
-    """Every fold of this block (in float32) that keeps its function."""
-    shell = Shell(model, torch.float32, weights=False)
-    call = shell.call((1, PROBE_TOKENS), block.index)
-    return find_folds(block, call, model.skeleton.width, head_dim=model.skeleton.head_dim)
-
-
 class ModelFolds:
     """The folds of every block of a model: alike blocks are tried once, on random weights; all experts are in."""
 
-    def __init__(self, model: Model, shell: Shell) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
-        self._shell = shell
+        self._shell = Shell(model, torch.float32, weights=False)
         self._known: dict[tuple, tuple[Structure, list[Fold]]] = {}
 
     def __getitem__(self, index: int) -> list[Fold]:
@@ -260,3 +238,9 @@ def _placed(fold: Fold, views: dict[str, LinearView], norms: dict[str | None, st
     view = views[fold.view.info.name] if fold.view else None
     producer = view.info.name if view else str(norms[fold.producer])
     return replace(fold, producer=producer, view=view, readers=tuple(views[v.info.name] for v in fold.readers))
+
+
+def foldable_groups(model: Model) -> set[str]:
+    """Names of the InputGroups whose producer can absorb a scale, before any weight is read."""
+    folds = ModelFolds(model)
+    return {name for index in range(len(model.skeleton.blocks)) for fold in folds[index] for name in fold.groups}

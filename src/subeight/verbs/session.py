@@ -161,6 +161,8 @@ def finished(run: Run, checkpoints: list[Path]) -> Result | None:
             Model(directory)
     except ModelError:
         return None
+    for directory in checkpoints:
+        shutil.rmtree(directory / ".blocks", ignore_errors=True)
     page = build(run.records(), run.directory / "report.html")
     return Result(run.read(), run.directory, page, (f"{run.directory} is finished; nothing was done again.",))
 
