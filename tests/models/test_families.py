@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from subeight.models.block import Block
-from subeight.models.folds import apply, block_folds
+from subeight.models.folds import ModelFolds, apply
 from subeight.models.model import Model
 from subeight.models.shell import Shell
 from tests.models.conftest import plain, streamed
@@ -47,7 +47,7 @@ def test_stages_are_in_data_order(family, checkpoint):
 def test_folds_are_those_of_the_architecture(family, checkpoint):
     model = Model(checkpoint(family))
     block = Block(model, 1, torch.float32)
-    folds = block_folds(model, block)
+    folds = ModelFolds(model)[1]
     seen = [drawn(fold.producer, [v.info.group for v in fold.readers], f"{block.prefix}.") for fold in folds]
     assert sorted(seen) == sorted(FAMILIES[family].folds)
     assert {fold.offset for fold in folds if fold.is_norm} <= {FAMILIES[family].offset}
@@ -60,7 +60,7 @@ def test_every_fold_keeps_the_function(family, keep, checkpoint):
     generator = torch.Generator().manual_seed(3)
     call = Shell(model, torch.float32, weights=False).call((2, 17), 1)
     hidden = torch.randn(2, 17, 64, generator=generator)
-    folds = block_folds(model, Block(model, 1, torch.float32))
+    folds = ModelFolds(model)[1]
     block = Block(model, 1, torch.float32, keep=keep)
     before, weights = block(hidden, call), {name: block.parameter(name).clone() for name in block.parameters()}
     for fold in folds:

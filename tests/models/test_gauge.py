@@ -122,8 +122,12 @@ def test_experts_that_no_token_of_the_trial_reaches_are_aligned_too(checkpoint, 
     monkeypatch.setattr(folds, "PROBE_TOKENS", 1)  # reaches two of four
     monkeypatch.setattr(subeight.models.align, "PROBE_TOKENS", 1)
     baseline = Model(checkpoint("mixtral"))
-    tried = ModelFolds(baseline)[0]
+    call = Shell(baseline, torch.float32, weights=False).call((1, 1), 0)
+    block = Block(baseline, 0, torch.float32)
+    tried = folds.find_folds(block, call, baseline.skeleton.width, head_dim=baseline.skeleton.head_dim)
     assert sum(fold.readers[0].expert is not None for fold in tried if not fold.is_norm) == 2
+    every = ModelFolds(baseline)[0]
+    assert sum(fold.readers[0].expert is not None for fold in every if not fold.is_norm) == 4
     made = build(FAMILIES["mixtral"].config)
     experts = made.get_submodule("model.layers.0.mlp.experts")
     with torch.no_grad():
