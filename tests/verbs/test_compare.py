@@ -42,9 +42,12 @@ def test_the_better_one_is_named_with_a_paired_interval(compared):
     assert compared.lines == (compared.numbers["why"],)
 
 
-def test_the_run_holds_every_record_and_samples(compared):
+def test_the_run_holds_the_closest_record_and_all_samples(compared):
     run = Run.open(compared.directory)
-    assert [record.kind for record in run.records()] == ["compare", "quantize", "quantize"]
+    assert [record.kind for record in run.records()] == ["compare", "quantize"]
+    assert run.records()[1].subject["recipe"] == "small-gptq"
+    for row in compared.numbers["rows"]:
+        assert Record.read(row["checkpoint"]).kind == "quantize"
     assert sum(row["tokens"] for row in run.read_samples("small-rtn")) == compared.numbers["rows"][1]["tokens"]
     assert compared.record.coordinates.recipe is None, "the recipe is what moves"
     assert (

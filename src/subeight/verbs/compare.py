@@ -1,5 +1,6 @@
 """`compare`: several recipes on one model, measured on the same text against the same baseline."""
 
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -134,11 +135,14 @@ def _measured(
     rows, scores = [], {}
     for entry, lane in done:
         candidate = session.model(str(lane.job.directory))
-        _record_of(session, run, question.baseline, entry, lane, verified(lane.job.directory, session))
+        _record_of(session, question.baseline, entry, lane, verified(lane.job.directory, session))
         scored = score(question, candidate, seed=session.options.seed)
         rows.append(_row(entry, lane, candidate, scored))
         scores[entry.name] = scored
         run.write_samples(scored.rows, entry.name)
+    # The page shows one recipe in detail, the closest; the others keep theirs in their own checkpoints.
+    closest = min(rows, key=lambda row: math.inf if row.get("kl") is None else row["kl"])
+    run.write_record(Run.open(closest["checkpoint"]).read(), closest["recipe"])
     return rows, scores
 
 
@@ -177,10 +181,8 @@ def _concluded(
     return finish(run, record, (why,))
 
 
-def _record_of(
-    session: Session, run: Run, model: Model, entry: Entry, lane: Lane, parity: dict[str, Any] | None
-) -> None:
-    """The quantize record of one recipe, in its own checkpoint and beside the comparison's."""
+def _record_of(session: Session, model: Model, entry: Entry, lane: Lane, parity: dict[str, Any] | None) -> None:
+    """Writes the quantize record of one recipe into its own checkpoint."""
     directory: Path = lane.job.directory
     record = session.record(
         coordinates_of(session, model, entry.plan, entry.calibration),
@@ -190,7 +192,6 @@ def _record_of(
         warnings=warnings_of(lane),
     ).model_copy(update={"kind": "quantize", "seconds": lane.seconds})
     Run.open(directory).write_record(record)
-    run.write_record(record, entry.name)
 
 
 def _warnings(entries: Sequence[Entry], lanes: Sequence[Lane], scores: dict[str, Scored]) -> list[str]:

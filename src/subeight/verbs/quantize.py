@@ -122,7 +122,8 @@ def quantize_numbers(
         linears.append(
             {
                 **{key: row[key] for key in ("name", "block", "group", "shape", "methods", "reason", "runs_in")},
-                "format": row["weights"] or row["dtype"],
+                "format": row["weights"],  # None: kept as it is stored
+                "dtype": row["dtype"],
                 "inputs": row["inputs"],
                 "bits": row["bits"],
                 "bytes": row["bytes"],
