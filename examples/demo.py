@@ -67,7 +67,7 @@ def main() -> None:
         words(result.numbers["why"])
     with clock.stage("write the best"):
         best = min(result.numbers["rows"], key=lambda row: row["kl"])
-        shutil.move(best["checkpoint"], out / "best")
+        shutil.copytree(best["checkpoint"], out / "best")
         words(f"{best['recipe']} in {out / 'best'}: AutoModelForCausalLM.from_pretrained('{out / 'best'}') loads it")
         page = subeight.report([str(out / "inspect"), str(out / "compare")], out=out / "report.html")
     words(f"\nreport {page}, stage times {out / 'timing.json'}")

@@ -47,7 +47,7 @@ def x_ray(
             inputs += [watch.describe(ids, spell) for watch in watches]
             advance()
         for info in model.linears:
-            if info.block is None:
+            if info.block is None and info.kind != "tied":
                 weight = model.weights.read(f"{info.name}.weight").to(device)
                 linears.append(x_ray_weight(info, weight))
     return {"linears": linears, "inputs": inputs, "summary": summarize(linears, inputs, ids.numel())}
