@@ -56,18 +56,16 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """The tensor, in memory of its own."""
-        data = bytearray(self.stop - self.start)
+        data = torch.empty(self.stop - self.start, dtype=torch.uint8)  # not filled with zeros first, unlike bytes
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
-            view = memoryview(data)
+            view = data.numpy().data
             while len(view):
                 count = file.readinto(view)
                 if not count:
                     raise ModelError(f"{self.path} ends before its tensors do; copy or download it again.")
                 view = view[count:]
-        if not data:
-            return torch.empty(self.shape, dtype=self.dtype)
-        return torch.frombuffer(data, dtype=self.dtype).view(self.shape)
+        return data.view(self.dtype).view(self.shape)
 
 
 def index_file(path: Path) -> dict[str, StoredTensor]:
