@@ -10,7 +10,7 @@ from pathlib import Path
 # (what the reason or the test's id says, why it may be skipped)
 ALLOWED = [
     ("cuda", "no CUDA device on the machines that run this"),
-    ("lm_eval", "lm-eval is an optional extra"),
+    ("subeight[tasks]", "lm-eval is an optional extra"),
 ]
 if not (Path(__file__).resolve().parents[2] / "shared" / "data").is_dir():
     ALLOWED.append(("is not in", "real models beside the checkout, which are no part of the project"))
