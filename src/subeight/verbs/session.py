@@ -49,7 +49,8 @@ class Session:
         self.device = torch_device(self.options.device)
         self.dtype = compute_dtype(self.options.dtype, self.device)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a pass over memory
+        # A debugging aid that costs a pass over every fresh tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         gpu = None
         if self.device.type == "cuda":
             gpu = {"name": torch.cuda.get_device_name(self.device), "cuda": torch.version.cuda}
