@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from subeight.errors import OutputError, ParityError
-from subeight.export import check, parity
+from subeight.errors import InputError, OutputError, ParityError
+from subeight.export import check, packed, parity
 from tests.export.conftest import Written, write
 
 
@@ -64,18 +64,25 @@ def test_a_process_that_takes_too_long_is_an_error(written: Written) -> None:
         check(written.directory, written.ids, written.expected, bound=1, timeout=0.01)
 
 
-def test_the_process_knows_nothing_of_subeight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_brings_subeight_in_is_an_error(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed.PackedRunner, "release", lambda _self: True)
+    with pytest.raises(ParityError, match="needs Subeight"):
+        check(written.directory, written.ids, written.expected, bound=1)
+
+
+def test_the_process_knows_nothing_of_subeight_and_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def run(command: list[str], **_options: object) -> None:
         seen.extend(command)
-        raise parity.subprocess.TimeoutExpired(command, 1)
+        raise FileNotFoundError(2, "no such program")
 
-    monkeypatch.setattr(parity.subprocess, "run", run)
-    with pytest.raises(ParityError):
+    monkeypatch.setattr(packed.subprocess, "Popen", run)
+    with pytest.raises(InputError, match="cannot be run"):
         check(tmp_path / ".", torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, 3), bound=1)
     assert seen[:3] == [sys.executable, "-I", "-c"]
     assert "import subeight" not in seen[3]
+    assert "from subeight" not in seen[3]
 
 
 def test_no_directory_is_bad_input(tmp_path: Path) -> None:

@@ -1,46 +1,14 @@
 """Whether what was written computes what was measured: loaded by plain transformers, without Subeight."""
 
-import os
-import subprocess
-import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from subeight.errors import OutputError, ParityError
-
-# Runs with -I: neither the working directory nor PYTHON* variables reach it. It must not import subeight.
-_PROGRAM = """
-import sys
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
-
-directory, given, result, threads = sys.argv[1:]
-torch.set_num_threads(int(threads))
-model, report = AutoModelForCausalLM.from_pretrained(
-    directory, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
-)
-for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-    if report.get(kind):
-        print(f"{kind}: {sorted(map(str, report[kind]))[:5]}", file=sys.stderr)
-        sys.exit(3)
-model.eval()
-for parameter in model.parameters():  # packed experts stay in the scales' type, whatever was asked for
-    if parameter.dtype in (torch.bfloat16, torch.float16):
-        parameter.data = parameter.data.float()
-ids = load_file(given)["ids"]
-with torch.inference_mode():
-    logits = torch.cat([model(input_ids=row[None], use_cache=False).logits for row in ids])
-save_file({"logits": logits.float().contiguous()}, result)
-if any(name.split(".")[0] == "subeight" for name in sys.modules):
-    sys.exit("subeight was imported")
-"""
+from subeight.export.packed import PROBLEMS, Checkpoint, PackedRunner
 
 
 @dataclass(frozen=True)
@@ -100,22 +68,21 @@ def check(
 
 
 def _logits(path: Path, ids: Tensor, threads: int, timeout: float) -> Tensor:
-    with tempfile.TemporaryDirectory(prefix="parity-") as scratch:
-        given, result = Path(scratch) / "ids.safetensors", Path(scratch) / "logits.safetensors"
-        save_file({"ids": ids.to(torch.int64).cpu().contiguous()}, given)
-        arguments = [str(path.resolve()), str(given), str(result), str(threads)]
-        command = [sys.executable, "-I", "-c", _PROGRAM, *arguments]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    """The logits [sequences, length, vocabulary] of the checkpoint, loaded whole where nothing of the user's is seen."""
+    everywhere = torch.arange(ids.shape[1])
+    with PackedRunner(isolated=True, timeout=timeout) as runner:
         try:
-            done = subprocess.run(
-                command, env=environment, cwd=scratch, capture_output=True, text=True, timeout=timeout, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ParityError(f"{path} was not loaded and run within {timeout:.0f} seconds.") from error
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ParityError(f"Plain transformers could not load {path} whole: {last}.")
-        return load_file(result)["logits"]
+            report = runner.load(Checkpoint(path), threads=threads)
+            found = runner.logits(list(ids), [everywhere] * len(ids))
+            known = runner.release()
+        except ParityError as error:
+            raise ParityError(f"{path} cannot be checked: {error}.") from error
+    for kind in PROBLEMS:
+        if report[kind]:
+            raise ParityError(f"Plain transformers could not load {path} whole: {kind}: {report[kind][:5]}.")
+    if known:
+        raise ParityError(f"{path} needs Subeight: it was imported by what plain transformers loaded.")
+    return torch.stack(found)
 
 
 def _set_aside(path: Path) -> Path:
