@@ -4,7 +4,7 @@ import re
 import pytest
 
 from subeight import Options
-from subeight.cli import verbs
+from subeight.cli.options import parse_bytes
 from subeight.errors import ParityError, SubeightError, UndecidedError
 from subeight.verbs import Result
 from tests.verbs import small
@@ -110,7 +110,7 @@ def test_help(run, words):
     ("text", "size"), [(None, None), ("2GB", 2 * 10**9), ("512MiB", 512 * 2**20), ("1.5 g", 1_500_000_000), ("77", 77)]
 )
 def test_sizes(text, size):
-    assert verbs.parse_bytes(text) == size
+    assert parse_bytes(text) == size
 
 
 def test_every_option_reaches_the_verb(run, monkeypatch, house, tmp_path):

@@ -1,6 +1,5 @@
 """One function for each verb: its own options and the shared ones, handed to `subeight.verbs`."""
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,45 +8,31 @@ from typing import Annotated
 import typer
 
 from subeight import verbs
+from subeight.cli.options import (
+    Across,
+    AsJson,
+    Calibration,
+    Device,
+    DryRun,
+    Dtype,
+    Evals,
+    EvalTokens,
+    EvalWindow,
+    Generate,
+    MaxMemory,
+    Name,
+    Out,
+    Quiet,
+    Scratch,
+    Seed,
+    Threads,
+    Trust,
+    Yes,
+    command,
+    parse_bytes,
+)
 from subeight.cli.show import show
-from subeight.errors import InputError
 from subeight.verbs.options import Options
-
-Name = Annotated[str, typer.Argument(help="a directory, a .gguf file, a hub id, or smollm2")]
-Out = Annotated[Path | None, typer.Option("--out", help="run directory (default runs/<verb>-<model>-<hash>)")]
-Calibration = Annotated[str | None, typer.Option("--calibration", help="text, data set or self; overrides the recipe")]
-Evals = Annotated[list[str] | None, typer.Option("--evals", help="text or JSONL, repeatable (default builtin)")]
-EvalTokens = Annotated[int | None, typer.Option("--eval-tokens", min=2, help="at most so many evaluation tokens")]
-EvalWindow = Annotated[int, typer.Option("--eval-window", min=2, help="tokens in a window of plain text")]
-Generate = Annotated[int, typer.Option("--generate", min=0, help="prompts answered greedily by both models")]
-Seed = Annotated[int, typer.Option("--seed", min=0)]
-Threads = Annotated[int | None, typer.Option("--threads", min=1)]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16 or float32")]
-MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="for instance 2GB")]
-Scratch = Annotated[Path | None, typer.Option("--scratch", help="keep activations here instead of in memory")]
-Across = Annotated[list[str] | None, typer.Option("--across", help="a coordinate that may differ on purpose")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="show the plan and what it will take, and stop")]
-Yes = Annotated[bool, typer.Option("--yes", help="do what takes long without asking")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
-AsJson = Annotated[bool, typer.Option("--json", help="the record on standard output")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run code that comes with a model")]
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
-def parse_bytes(text: str | None) -> int | None:
-    """`2GB`, `512MiB` or a number of bytes."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", text.upper())
-    if found is None or float(found[1]) == 0:
-        raise InputError(f"--max-memory was given {text!r}; say for instance 2GB, 512MiB or a number of bytes.")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
-
-
-def _command() -> tuple[str, ...]:
-    return ("subeight", *sys.argv[1:])
 
 
 def inspect(
@@ -76,7 +61,7 @@ def inspect(
         dtype=dtype,
         quiet=quiet,
         trust_remote_code=trust_remote_code,
-        command=_command(),
+        command=command(),
     )
     show(verbs.inspect(model, options=options, compare_text=evals is not None), as_json=as_json)
 
@@ -114,7 +99,7 @@ def quantize(
         yes=yes,
         quiet=quiet,
         trust_remote_code=trust_remote_code,
-        command=_command(),
+        command=command(),
     )
     show(verbs.quantize(model, recipe, engine=engine, to=to, options=options), as_json=as_json)
 
@@ -152,7 +137,7 @@ def evaluate(
         across=tuple(across or ()),
         quiet=quiet,
         trust_remote_code=trust_remote_code,
-        command=_command(),
+        command=command(),
     )
     show(verbs.evaluate(candidate, against, options=options), as_json=as_json)
 
@@ -199,7 +184,7 @@ def compare(
         yes=yes,
         quiet=quiet,
         trust_remote_code=trust_remote_code,
-        command=_command(),
+        command=command(),
     )
     names = [name.strip() for name in recipes.split(",") if name.strip()]
     show(verbs.compare(model, names, shared=shared, options=options), as_json=as_json)
@@ -214,7 +199,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """A quantized checkpoint for another target, the codes unchanged."""
-    options = Options(out=out, threads=threads, quiet=quiet, command=_command())
+    options = Options(out=out, threads=threads, quiet=quiet, command=command())
     show(verbs.export(checkpoint, to=to, options=options), as_json=as_json)
 
 
