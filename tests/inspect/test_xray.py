@@ -6,10 +6,10 @@ import torch
 from subeight.errors import ModelError
 from subeight.inspect import activations, x_ray
 from subeight.inspect.activations import EXTREME, LARGE_SHARE, MASSIVE
-from subeight.inspect.watching import run_watched
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.shell import Shell
+from subeight.probe.watching import run_watched
 from subeight.text import CalibrationSpec, calibrate
 from tests.inspect.conftest import tokens
 

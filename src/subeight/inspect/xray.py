@@ -9,12 +9,12 @@ from torch import Tensor
 from subeight.errors import ModelError
 from subeight.inspect.activations import InputWatch
 from subeight.inspect.summary import summarize
-from subeight.inspect.watching import run_watched
 from subeight.inspect.weights import x_ray_weight
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.shell import Shell
 from subeight.models.structure import InputGroup
+from subeight.probe.watching import run_watched
 from subeight.records.progress import progress
 
 

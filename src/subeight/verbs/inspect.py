@@ -1,7 +1,8 @@
 """`inspect`: the outlier x-ray of a model, and what calibration text would miss of the evaluation text."""
 
 from subeight.evals.passes import context_length
-from subeight.inspect import coverage, x_ray
+from subeight.inspect import x_ray
+from subeight.probe.coverage import coverage
 from subeight.records import Coordinates
 from subeight.text import CalibrationSpec, calibrate
 from subeight.verbs.options import Options

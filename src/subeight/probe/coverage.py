@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from subeight.errors import ModelError
-from subeight.inspect import reach as limits
-from subeight.inspect.reach import Beyond, Reach
-from subeight.inspect.watching import run_watched
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.shell import Shell
 from subeight.models.structure import InputGroup
+from subeight.probe import reach as limits
+from subeight.probe.reach import Beyond, Reach
+from subeight.probe.watching import run_watched
 from subeight.records.progress import progress
 from subeight.text import Sample, batches, compare_coverage
 from subeight.text.tokens import Tokenizer

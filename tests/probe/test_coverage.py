@@ -4,12 +4,11 @@ from functools import partial
 import pytest
 import torch
 
-from subeight.inspect import coverage
-from subeight.inspect.coverage import _compare
-from subeight.inspect.reach import Reach
-from subeight.inspect.watching import run_watched
 from subeight.models.block import Block
 from subeight.models.shell import Shell
+from subeight.probe.coverage import _compare, coverage
+from subeight.probe.reach import Reach
+from subeight.probe.watching import run_watched
 from subeight.text import Sample, batches
 from tests.inspect.conftest import tokens
 from tests.text.conftest import make_tokenizer
