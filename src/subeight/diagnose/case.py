@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from subeight.diagnose.finding import Finding
-from subeight.evals.loss import Loss, token_loss
-from subeight.evals.passes import Computing
-from subeight.evals.scoring import Question, score
+from subeight.evals.loss import Loss
+from subeight.evals.passes import Computing, run_pass
+from subeight.evals.scoring import Question, loss_of
 from subeight.models.gauge import Gauge
 from subeight.models.model import Model
 from subeight.probe.swaps import Swaps
@@ -57,9 +57,9 @@ class Case:
 
     def measure(self, model: Model, question: Question | None = None) -> Loss:
         """The loss of a whole model on the failing prompts (or another question), streamed once."""
-        scored = score(question or self.question, model, seed=self.settings.seed)
-        assert scored.outcomes is not None and scored.places is not None
-        return token_loss(scored.outcomes, scored.places, self.settings.metric if self.settings.metric == "nll" else "kl")
+        asked = question or self.question
+        made = run_pass(model, asked.sequences.batches(), self.computing, f"Measuring {model.label}")
+        return loss_of(asked, made, self.settings.metric)
 
     def with_repair(self, loss: Loss, **changes: Any) -> "Case":
         """The case in which something guilty is repaired, and the loss that is left."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from subeight.errors import InputError
-from subeight.evals.choices import choice_numbers, gather_choices
+from subeight.evals.choices import Choice, choice_numbers, gather_choices, pick
 from subeight.evals.generation import generation_agreement
+from subeight.evals.loss import Loss, prompt_loss, token_loss
 from subeight.evals.numbers import Places, numbers, sample_rows
 from subeight.evals.passes import (
     Computing,
@@ -87,6 +88,26 @@ def score(question: Question, candidate: Model, *, seed: int = 0) -> Scored:
     return Scored(found, sample_rows(scored, places), scored, places)
 
 
+def loss_of(question: Question, made: Pass, metric: str = "kl") -> Loss:
+    """What a pass of a model over the question's sequences lost on each prompt: `kl`, `nll` or `choices`.
+
+    Raises:
+        InputError: the question has nothing that the metric can score.
+    """
+    sequences = question.sequences
+    scored, options = _split(_outcomes(question, made), sequences)
+    if metric == "choices":
+        if not options:
+            raise InputError("The metric is choices, but no prompt has `choices` and an `answer`; give some, or use kl.")
+        asked = _asked(options, sequences)
+        picked = pick(asked)
+        wrong = (picked.reference == picked.answer) & (picked.candidate != picked.answer)
+        return prompt_loss(wrong.tolist(), [choice.category for choice in asked])
+    if scored is None:
+        raise InputError(f"The metric is {metric}, but no prompt has a token to score; use choices, or give text.")
+    return token_loss(scored, Places.of_samples(sequences.samples[: sequences.scored]), metric)
+
+
 def _outcomes(question: Question, made: Pass) -> dict[int, TokenOutcomes]:
     """Outcomes by sequence number, tokens in their order."""
     space = Workspace(question.reference.head.vocabulary)
@@ -120,12 +141,13 @@ def _split(
 
 
 def _choices(options: list[TokenOutcomes], sequences: Sequences) -> dict[str, Any] | None:
-    if not options:
-        return None
+    return choice_numbers(_asked(options, sequences)) if options else None
+
+
+def _asked(options: list[TokenOutcomes], sequences: Sequences) -> list[Choice]:
     question = [q for q, part in zip(sequences.question, options, strict=True) for _ in range(len(part))]
     option = [o for o, part in zip(sequences.option, options, strict=True) for _ in range(len(part))]
-    asked = gather_choices(TokenOutcomes.joined(options), question, option, sequences.answers, sequences.categories)
-    return choice_numbers(asked)
+    return gather_choices(TokenOutcomes.joined(options), question, option, sequences.answers, sequences.categories)
 
 
 def _generation(question: Question, candidate: Model) -> dict[str, Any] | None:

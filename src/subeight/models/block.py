@@ -62,6 +62,12 @@ class Block:
         owner, _, tail = name.removeprefix(f"{self.prefix}.").rpartition(".")
         self.module.get_submodule(owner)._parameters[tail] = nn.Parameter(value, requires_grad=False)
 
+    def to(self, dtype: torch.dtype) -> None:
+        """Computes in another dtype from now on."""
+        self.dtype = dtype
+        for name in self.parameters():
+            self._set(name, self.parameter(name).to(dtype))
+
     def parameters(self) -> list[str]:
         """Full names of the block's parameters."""
         return [f"{self.prefix}.{name}" for name, _ in self.module.named_parameters()]
@@ -85,6 +91,27 @@ class Block:
     def quantize_inputs(self, formats: dict[str, tuple[Format, Scales | None]]) -> None:
         """Rounds the inputs of the named linears from now on: a format, and a static scale where there is one."""
         self._inputs = {**self._inputs, **formats}
+
+    @property
+    def inputs(self) -> dict[str, tuple[Format, Scales | None]]:
+        """How the inputs of linears are rounded, by name."""
+        return dict(self._inputs)
+
+    @contextmanager
+    def replaced(
+        self, parameters: dict[str, Tensor], inputs: dict[str, tuple[Format, Scales | None]]
+    ) -> Iterator[None]:
+        """Computes with other parameters (by full name) and other rounding of inputs, while it lasts."""
+        kept, before = {name: self.parameter(name) for name in parameters}, self._inputs
+        try:
+            for name, value in parameters.items():
+                self._set(name, value)
+            self._inputs = inputs
+            yield
+        finally:
+            for name, value in kept.items():
+                self._set(name, value)
+            self._inputs = before
 
     def __call__(self, hidden: Tensor, call: Call) -> Tensor:
         """The block's output for a hidden state [batch, length, width]."""

@@ -1,0 +1,164 @@
+"""One variable at a time: some places restored in the candidate, or quantized alone in the baseline, and measured.
+
+The states in front of every block are computed once for each of the two models; a measurement starts at the first
+block that it touches and recomputes only what follows. What it costs is counted in runs of one block over all prompts.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from subeight.evals.loss import Loss
+from subeight.evals.passes import Computing, Pass, places_of
+from subeight.evals.scoring import Question, loss_of
+from subeight.models.gauge import Gauge
+from subeight.models.model import Model
+from subeight.models.shell import Shell
+from subeight.probe.ends import Shells
+from subeight.probe.pairs import Pairs
+from subeight.probe.prior import Effects, effects_of
+from subeight.probe.swaps import Swaps
+
+
+@dataclass
+class Spent:
+    """What measuring cost so far: losses of a whole model, and runs of one block over all prompts."""
+
+    evaluations: int = 0
+    block_forwards: float = 0.0
+
+
+@dataclass
+class _Trail:
+    """The states in front of every block of one model, as far as they were needed: states[i][batch]."""
+
+    states: list[list[Tensor]]
+    base: Swaps = field(default_factory=Swaps)
+
+
+class Probe:
+    """Measures mixtures of a candidate and its baseline on the prompts of one question.
+
+    Args:
+        baseline, candidate: two versions of one architecture; `gauge` brings the baseline's weights into the
+            candidate's (`models.align`).
+        base: what is restored in every measurement (the repairs so far).
+        max_memory: bytes that both models' blocks may take; None keeps all of them.
+    """
+
+    def __init__(
+        self,
+        baseline: Model,
+        candidate: Model,
+        gauge: Gauge,
+        question: Question,
+        computing: Computing,
+        *,
+        metric: str = "kl",
+        base: Swaps | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        self.candidate = candidate
+        self.question = question
+        self.metric = metric
+        self.spent = Spent()
+        self.pairs = Pairs(baseline, candidate, gauge, computing, max_memory)
+        self.shells = Shells(baseline, candidate, gauge, computing)
+        self.batches = question.sequences.batches()
+        self._place = {linear.name: linear.block for linear in candidate.linears}
+        self._trails = {True: _Trail([], base or Swaps()), False: _Trail([])}
+        self._prefix = f"{candidate.skeleton.blocks_name}."
+
+    def whole(self) -> Loss:
+        """The loss of the candidate, with what `base` restores."""
+        return self.restore(Swaps())
+
+    def restore(self, swaps: Swaps) -> Loss:
+        """The loss of the candidate where these places are the baseline's."""
+        return self._measure(swaps, restore=True)
+
+    def damage(self, swaps: Swaps) -> Loss:
+        """The loss of the baseline where these places are the candidate's."""
+        return self._measure(swaps, restore=False)
+
+    def effects(self) -> Effects:
+        """How strongly each linear's difference shows in the residual stream, from one watched pass of the candidate."""
+        trail = self._trails[True]
+        trail.states = [self._embedded(self.shells.mixed(trail.base, restore=True))]
+        found = Effects({})
+        for index in range(len(self.pairs)):
+            states, part = effects_of(self, index, trail.states[index], trail.base)
+            trail.states.append(states)
+            found = found | part
+            self.spent.block_forwards += 2  # the block, and its differences' products once more
+        return found
+
+    def first_block(self, swaps: Swaps) -> int:
+        """The first block whose computation these swaps change; the number of blocks where none is."""
+        if self.shells.before(swaps):
+            return 0
+        return min((self._block_of(name) for name in swaps.names), default=len(self.pairs))
+
+    def call(self, batch: int, index: int, *, restore: bool = True) -> tuple[tuple, dict]:
+        """The other arguments of block `index` for a batch."""
+        shell = self.shells.candidate if restore else self.shells.baseline
+        return shell.call(tuple(self.batches[batch].ids.shape), index)
+
+    def _block_of(self, name: str) -> int:
+        block = self._place.get(name)
+        if block is None and name.startswith(self._prefix):
+            block = int(name.removeprefix(self._prefix).split(".")[0])
+        return len(self.pairs) if block is None else block
+
+    def _measure(self, swaps: Swaps, *, restore: bool) -> Loss:
+        trail = self._trails[restore]
+        both = trail.base | swaps if restore else swaps
+        shell = self.shells.mixed(both, restore=restore)
+        start = self.first_block(swaps)
+        if start == 0 and self.shells.before(swaps):
+            states = self._embedded(shell)
+        else:
+            states = self._trail_to(start, restore=restore)
+        for index in range(start, len(self.pairs)):
+            states = self._advance(states, index, both, restore=restore)
+        self.spent.evaluations += 1
+        return loss_of(self.question, self._finished(shell, states), self.metric)
+
+    def _trail_to(self, index: int, *, restore: bool) -> list[Tensor]:
+        """The states in front of a block of the candidate (as `base` has it) or of the baseline."""
+        trail = self._trails[restore]
+        if not trail.states:
+            trail.states = [self._embedded(self.shells.mixed(trail.base, restore=restore))]
+        while len(trail.states) <= index:
+            at = len(trail.states) - 1
+            trail.states.append(self._advance(trail.states[at], at, trail.base, restore=restore))
+        return trail.states[index]
+
+    def _embedded(self, shell: Shell) -> list[Tensor]:
+        return [shell.embed(batch.ids) for batch in self.batches]
+
+    def _advance(self, states: list[Tensor], index: int, swaps: Swaps, *, restore: bool) -> list[Tensor]:
+        pair = self.pairs[index]
+        self.spent.block_forwards += 1
+        with pair.restored(swaps) if restore else pair.damaged(swaps) as block:
+            return [block(state, self.call(n, index, restore=restore)) for n, state in enumerate(states)]
+
+    def _finished(self, shell: Shell, states: list[Tensor]) -> Pass:
+        hidden = []
+        for state, batch in zip(states, self.batches, strict=True):
+            rows, columns = places_of(batch)
+            final = shell.finish(state)
+            hidden.append(final[rows.to(final.device), columns.to(final.device) - 1])
+        return Pass(hidden, shell.head())
+
+
+@torch.no_grad()
+def aligned_weight(probe: Probe, name: str) -> Tensor:
+    """The baseline's weight [out, in] of a linear in the candidate's gauge, float32."""
+    block = probe._place[name]
+    if block is None:
+        return probe.shells.baseline.parameter(f"{name}.weight").float()
+    pair = probe.pairs[block]
+    view = next(view for view in pair.baseline.structure.linears() if view.info.name == name)
+    return pair.baseline.weight(view).float()
