@@ -63,8 +63,11 @@ class Server:
         """Input [tokens, in] and output [tokens, out] of the named modules for one row of ids, and those of blocks."""
         kept: dict[str, Tensor] = {}
         hooks = []
+        known = dict(self.model.named_modules())
         for name in request["modules"]:
-            module: nn.Module = self.model.get_submodule(name)
+            module = known.get(name)
+            if module is None:
+                continue
             hooks.append(module.register_forward_pre_hook(partial(_keep_input, kept, name), with_kwargs=True))
             hooks.append(module.register_forward_hook(partial(_keep_output, kept, name)))
         ids = load_file(request["given"])["ids000000"]
@@ -78,9 +81,10 @@ class Server:
     def weights(self, request: Request) -> Request:
         """The named parameters as the model holds them; those that it does not hold as floats are left out."""
         found = {}
+        known = dict(self.model.named_modules())
         for name in request["names"]:
             owner, _, tail = name.rpartition(".")
-            value = getattr(self.model.get_submodule(owner), tail, None)
+            value = getattr(known.get(owner), tail, None)
             if isinstance(value, Tensor) and value.is_floating_point() and value.device.type != "meta":
                 found[name] = value.detach().float().contiguous().cpu().clone()
         save_file(found, request["result"])

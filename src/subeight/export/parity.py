@@ -68,7 +68,7 @@ def check(
 
 
 def _logits(path: Path, ids: Tensor, threads: int, timeout: float) -> Tensor:
-    """The logits [sequences, length, vocabulary] of the checkpoint, loaded whole where nothing of the user's is seen."""
+    """The checkpoint's logits [sequences, length, vocabulary], loaded whole, where nothing of the user's is seen."""
     everywhere = torch.arange(ids.shape[1])
     with PackedRunner(isolated=True, timeout=timeout) as runner:
         try:
