@@ -116,9 +116,7 @@ class _Whole:
 def _compared(case: Case, twin: Model, runner: PackedRunner) -> Finding:
     share = Share.worst(case, TOKENS)
     whole = _whole(case, twin, runner, share)
-    ran = (
-        f"on {len(share.samples)} of {share.prompts} failing prompts, the worst first ({share.tokens} tokens, float32)"
-    )
+    ran = f"on {len(share.samples)} of {share.prompts} failing prompts, worst first ({share.tokens} tokens, float32)"
     blocks = float(len(twin.skeleton.blocks)) * len(share.samples) / max(share.prompts, 1)
     done = Finding("kernels", "cleared", "", evaluations=2, block_forwards=2 * blocks)
     if whole.logits_max <= whole.bound:
@@ -176,9 +174,7 @@ def _causes(
     """Who errs: linears not loaded, unpacked wrong, or computing wrong; where none does, what else the model holds."""
     absent = [*report["missing_keys"], *report["mismatched_keys"]]
     wrong = [product for product in found if product.errs]
-    lost = [
-        p for p in wrong if any(key.startswith(p.name) for key in (*report["missing_keys"], *report["mismatched_keys"]))
-    ]
+    lost = [p for p in wrong if any(f"{p.name}." in key for key in absent)]
     held = [p for p in wrong if p.is_unpacked_wrong and p not in lost]
     rest = [p for p in wrong if p not in lost and p not in held]
     causes = [
