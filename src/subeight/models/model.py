@@ -1,8 +1,9 @@
 """A model that is opened but not loaded: where it lies, its skeleton, its linears, and its weights one at a time."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from subeight.errors import ModelError
 from subeight.models.linear_info import LinearInfo
@@ -40,7 +42,11 @@ class Model:
     def __init__(self, name: str | Path, *, trust_remote_code: bool = False) -> None:
         self.source: Source = locate(str(name))
         self.trust_remote_code = trust_remote_code
-        self.config: PreTrainedConfig = _load_config(self.source, trust_remote_code)
+        self._open(_load_config(self.source, trust_remote_code))
+
+    def _open(self, config: PreTrainedConfig) -> None:
+        trust_remote_code = self.trust_remote_code
+        self.config: PreTrainedConfig = config
         self.skeleton = Skeleton(self.config, trust_remote_code=trust_remote_code)
         self.structures = Structures(self.skeleton)
         self.quantization: dict[str, Any] | None = getattr(self.config, "quantization_config", None)
@@ -53,8 +59,24 @@ class Model:
             return GgufWeights(GgufTensors(self.source.gguf, self.skeleton.model, config), self.skeleton.model)
         stored: dict[str, Stored] = dict(index_directory(self.source.directory))
         if self.quantization is not None:
-            self.codes, stored = quantized_tensors(dict(self.quantization), stored)
+            modules = self.skeleton.model.named_modules()
+            conv1d = [name for name, module in modules if isinstance(module, Conv1D)]
+            self.codes, stored = quantized_tensors(dict(self.quantization), stored, conv1d)
         return StoredWeights(stored, self.skeleton.model)
+
+    def with_config(self, changes: Mapping[str, Any]) -> "Model":
+        """The same checkpoint opened with other values of fields of its (text) config.
+
+        Raises:
+            ModelError: the architecture cannot be built so.
+        """
+        made = object.__new__(type(self))
+        made.source, made.trust_remote_code = self.source, self.trust_remote_code
+        config = copy.deepcopy(self.config)
+        for name, value in changes.items():
+            setattr(config.get_text_config(decoder=True), name, value)
+        made._open(config)
+        return made
 
     @property
     def label(self) -> str:

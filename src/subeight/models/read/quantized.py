@@ -1,10 +1,10 @@
-"""Quantized checkpoints seen as plain ones: each linear's codes, and its weight dequantized when it is read."""
+"""Quantized checkpoints seen as plain ones: each linear's codes where our Format can say them, and its weight
+dequantized when it is read. Each stored format is one file beside this one; here is the list of them.
+"""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,86 +12,114 @@ from torch import Tensor
 from subeight.errors import ModelError
 from subeight.formats import Format, QTensor, Scales
 from subeight.models.read import compressed_tensors
+from subeight.models.read.autoround import METHODS as AUTOROUND
+from subeight.models.read.autoround import autoround_reader
+from subeight.models.read.awq import AwqReader
+from subeight.models.read.compressed_linears import CompressedReader
+from subeight.models.read.gptq import GptqReader
+from subeight.models.read.reader import CodeReader
 from subeight.models.read.safetensors import Stored
 
-_PARTS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale")
-
-
-class CodeReader(Protocol):
-    """What one stored format offers for each linear."""
-
-    def linear(self, name: str, get: Callable[[str], Tensor]) -> QTensor | None: ...
-
-    def inputs(self, name: str) -> Format | None: ...
+_Open = Callable[[Mapping[str, Any], Mapping[str, Stored]], CodeReader]
+READERS: dict[str, _Open] = {
+    compressed_tensors.METHOD: CompressedReader,
+    "gptq": GptqReader,
+    "awq": AwqReader,
+    **dict.fromkeys(AUTOROUND, autoround_reader),
+}
 
 
 class Codes:
-    """The quantized linears of a checkpoint by checkpoint name."""
+    """The quantized linears of a checkpoint by checkpoint name; embeddings and heads too, where they are quantized."""
 
-    def __init__(self, reader: CodeReader, stored: dict[str, Stored]) -> None:
+    def __init__(self, reader: CodeReader) -> None:
         self._reader = reader
-        self._stored = stored
-        self.names = sorted({name.removesuffix(".weight_scale") for name in stored if name.endswith(".weight_scale")})
+        self.names = list(reader.names)
+        self._known = frozenset(self.names)
 
     def __contains__(self, name: str) -> bool:
-        return f"{name}.weight_scale" in self._stored
+        return name in self._known
 
     def read(self, name: str) -> QTensor:
-        """Codes and scales of one linear, as stored."""
-        tensor = self._reader.linear(name, lambda part: self._stored[part].read())
+        """Codes and scales of one linear, as stored.
+
+        Raises:
+            ModelError: our Format cannot say them (columns in another order, ...); `dense` reads such a weight.
+        """
+        tensor = self._reader.linear(name)
         if tensor is None:
-            raise ModelError(f"{name} has scales in the checkpoint, but its config leaves it in full precision.")
+            raise ModelError(
+                f"{name} is stored as {self.format_words(name)}, which has no codes in a format of ours; its "
+                "dequantized weight can be read."
+            )
         return tensor
 
+    def dense(self, name: str) -> Tensor:
+        """The weight [out, in] in float32, as the format's own package dequantizes it."""
+        return self._reader.dense(name)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Rows (out) and columns (in); no weight is read for it."""
+        return self._reader.shape(name)
+
+    def format_words(self, name: str) -> str:
+        """How one linear is stored, for people: `int4:g128:asym (gptq, act-order)`."""
+        return self._reader.words(name)
+
     def nbytes(self, name: str) -> int:
-        """Stored bytes of one linear: codes, scales and zero points."""
-        parts = ("weight", "weight_packed", "weight_scale", "weight_zero_point")
-        found = [self._stored[f"{name}.{part}"] for part in parts if f"{name}.{part}" in self._stored]
-        return sum(math.prod(part.shape) * part.dtype.itemsize for part in found)
+        """Stored bytes of one linear: codes, scales, zero points and what else says its weight."""
+        return self._reader.nbytes(name)
 
     def inputs(self, name: str) -> tuple[Format, Scales | None] | None:
         """How this linear's input is quantized, and its static scale where it has one; None: not at all."""
-        format = self._reader.inputs(name)
-        if format is None or name not in self:
-            return None
-        scale = self._stored.get(f"{name}.input_scale")
-        return format, None if scale is None else Scales(scale.read().float().reshape(1, 1))
+        return self._reader.inputs(name) if name in self else None
 
 
 @dataclass(frozen=True)
 class DequantizedTensor:
-    """A linear's weight that is dequantized when it is read."""
+    """A linear's weight that is dequantized when it is read; `transposed` where the model stores it as [in, out]."""
 
     codes: Codes
     name: str
-    like: Stored
+    transposed: bool = False
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, ...]:
-        return self.codes.read(self.name).shape
+        rows, width = self.codes.shape(self.name)
+        return (width, rows) if self.transposed else (rows, width)
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.float32
 
     def read(self) -> Tensor:
-        inputs = self.codes.inputs(self.name)
-        return compressed_tensors.loaded(self.name, self.codes.read(self.name), inputs[0] if inputs else None)
+        weight = self.codes.dense(self.name)
+        return weight.T.contiguous() if self.transposed else weight
 
 
-def quantized_tensors(config: dict[str, Any], stored: dict[str, Stored]) -> tuple[Codes, dict[str, Stored]]:
+def quantized_tensors(
+    config: Mapping[str, Any], stored: dict[str, Stored], transposed: Collection[str] = ()
+) -> tuple[Codes, dict[str, Stored]]:
     """The codes of a quantized checkpoint, and its tensors with every quantized linear as a plain `.weight`.
 
+    `transposed` names the modules whose weight the model has as [in, out] (Conv1D).
+
     Raises:
-        ModelError: a quantization method that cannot be read.
+        ModelError: a quantization method or layout that cannot be read.
     """
     method = config.get("quant_method")
-    if method != compressed_tensors.METHOD:
+    if method not in READERS:
         raise ModelError(
-            f"The checkpoint is quantized by the method {method!r}; compressed-tensors and full precision can be read."
+            f"The checkpoint is quantized by the method {method!r}; {', '.join(READERS)} and full precision can be "
+            "read: dequantize it with the package that wrote it and save it plainly."
         )
-    codes = Codes(compressed_tensors.read(config), stored)
-    plain = {name: tensor for name, tensor in stored.items() if not name.endswith(_PARTS)}
+    reader = READERS[method](config, stored)
+    if not reader.names and method != compressed_tensors.METHOD:
+        raise ModelError(f"The checkpoint's config says {method}, but no tensor of it is quantized; is it another's?")
+    codes = Codes(reader)
+    inside = {key for name in codes.names for key in reader.owned(name)}
+    plain = {key: tensor for key, tensor in stored.items() if key not in inside}
     for name in codes.names:
-        plain[f"{name}.weight"] = DequantizedTensor(codes, name, stored[f"{name}.weight_scale"])
+        across = any(module == name or module.endswith(f".{name}") for module in transposed)
+        plain[f"{name}.weight"] = DequantizedTensor(codes, name, across)
     return codes, plain
