@@ -1,4 +1,4 @@
-"""The two versions of every block, the candidate's and the baseline's in the candidate's gauge, and mixtures of them."""
+"""The two versions of every block, the candidate's and the baseline's in its gauge, and mixtures of them."""
 
 from collections import OrderedDict
 from collections.abc import Iterator

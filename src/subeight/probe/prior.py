@@ -57,7 +57,6 @@ def effects_of(probe: Probe, index: int, states: list[Tensor], base: Swaps) -> t
     with pair.restored(base) as block:
         other = {view.info.name: pair.baseline.weight(view) for view in block.structure.linears()}
         for number, state in enumerate(states):
-            real = _real(probe, number)
             tap = _Tap(block, other)
             with tap:
                 outputs.append(block(state, probe.call(number, index)))

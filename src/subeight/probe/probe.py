@@ -83,7 +83,7 @@ class Probe:
         return self._measure(swaps, restore=False)
 
     def effects(self) -> Effects:
-        """How strongly each linear's difference shows in the residual stream, from one watched pass of the candidate."""
+        """How strongly each linear's difference shows in the residual stream; one watched pass of the candidate."""
         trail = self._trails[True]
         trail.states = [self._embedded(self.shells.mixed(trail.base, restore=True))]
         found = Effects({})

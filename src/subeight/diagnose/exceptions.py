@@ -1,0 +1,49 @@
+"""Places that stand out before anything is measured: odd formats, quantized ends, codes that forensics doubt."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from subeight.diagnose.case import Case
+from subeight.diagnose.sites import Sites
+
+_PROPORTION = 3.0  # times its share of the weights that a group must recover to be out of proportion
+
+
+@dataclass(frozen=True)
+class Group:
+    """Places that are tried together, and the kind of fault that they would be."""
+
+    kind: str
+    names: tuple[str, ...]
+
+    def is_out_of_proportion(self, share: float, sites: Sites) -> bool:
+        """Whether the group recovers more than its part of the weights would by itself."""
+        mine = sum(sites.counts[name] for name in self.names)
+        return share >= min(0.9, _PROPORTION * mine / sum(sites.counts.values()))
+
+
+def exceptions_of(case: Case, sites: Sites) -> Iterator[Group]:
+    """The groups, the most telling first."""
+    doubted = tuple(name for name in sites.names if name in sites.hints)
+    if doubted:
+        yield Group("doubted", doubted)
+    blocks = len(case.candidate.skeleton.blocks)
+    for name in sites.names:
+        if not 0 <= sites.position[name] < blocks:
+            yield Group("format", (name,))
+    yield from _coarse(sites, blocks)
+
+
+def _coarse(sites: Sites, blocks: int) -> Iterator[Group]:
+    """Linears of fewer bits than most have, block by block."""
+    usual = sites.usual
+    if usual is None:
+        return
+    found: dict[int, list[str]] = defaultdict(list)
+    for name in sites.names:
+        format = sites.formats[name]
+        if format is not None and format.code_bits < usual.code_bits and 0 <= sites.position[name] < blocks:
+            found[sites.position[name]].append(name)
+    for block in sorted(found):
+        yield Group("format", tuple(found[block]))
