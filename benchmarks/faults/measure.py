@@ -1,0 +1,132 @@
+"""What is measured while faults are planted: losses on prompts, the activations that linears meet, weight errors."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from subeight.evals.loss import Loss, token_loss
+from subeight.evals.passes import Computing
+from subeight.evals.scoring import Question, ask, score
+from subeight.models.block import Block
+from subeight.models.model import Model
+from subeight.models.shell import Shell
+from subeight.text import EvaluationSet, evaluate_set
+
+COMPUTING = Computing(torch.float32, torch.device("cpu"), quiet=True)
+WINDOW = 512
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a linear meets at its input, by channel [in]: the mean and the mean square over all tokens."""
+
+    mean: Tensor
+    square: Tensor
+
+
+@lru_cache(maxsize=8)
+def question(baseline: Path, prompts: Path, cache: Path, tokenizer: Path | None = None) -> Question:
+    """The baseline's pass over the prompts, cut by its own tokenizer or by that of another checkpoint."""
+    return ask(Model(baseline), evaluation(tokenizer or baseline, prompts), COMPUTING, cache)
+
+
+def evaluation(directory: Path, prompts: Path) -> EvaluationSet:
+    """The prompts as the tokenizer of a checkpoint cuts them."""
+    return evaluate_set([prompts], Model(directory).tokenizer(), window=WINDOW)
+
+
+def loss(asked: Question, candidate: Path) -> Loss:
+    """KL(baseline || candidate) on each prompt."""
+    scored = score(asked, Model(candidate))
+    assert scored.outcomes is not None and scored.places is not None
+    return token_loss(scored.outcomes, scored.places)
+
+
+def likelihood_loss(asked: Question, used: Question, candidate: Path) -> float:
+    """By how many nats per token a candidate that cuts the prompts in its own way is worse than the baseline."""
+    ours, theirs = score(asked, Model(asked.baseline.directory)), score(used, Model(candidate))
+    assert ours.outcomes is not None and theirs.outcomes is not None
+    return float(theirs.outcomes.nll_candidate.mean() - ours.outcomes.nll_reference.mean())
+
+
+@lru_cache(maxsize=4)
+@torch.no_grad()
+def activations(candidate: Path, prompts: Path) -> dict[str, Met]:
+    """What every plain linear of the blocks meets, by name, in one streamed pass over the prompts."""
+    model = Model(candidate)
+    samples = evaluation(candidate, prompts).samples
+    shell = Shell(model, torch.float32)
+    rows = [torch.tensor([sample.ids]) for sample in samples]
+    states = [shell.embed(ids) for ids in rows]
+    found: dict[str, Met] = {}
+    for index in range(len(model.skeleton.blocks)):
+        block, seen = Block(model, index, torch.float32), {}
+        for name, module in block.module.named_modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(partial(_keep, seen, f"{block.prefix}.{name}"))
+        calls = [shell.call(tuple(ids.shape), index) for ids in rows]
+        states = [block(state, call) for state, call in zip(states, calls, strict=True)]
+        for name, (count, total, square) in seen.items():
+            found[name] = Met(total / count, square / count)
+    return found
+
+
+def _keep(seen: dict[str, Any], name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
+    value = args[0].reshape(-1, args[0].shape[-1])
+    count, total, square = seen.get(name, (0, 0.0, 0.0))
+    seen[name] = (count + len(value), total + value.sum(0), square + value.square().sum(0))
+
+
+@lru_cache(maxsize=16)
+def weight_errors(candidate: Path, baseline: Path) -> dict[str, float]:
+    """Relative weight error of every quantized linear of the blocks, in one gauge (a candidate that was not moved)."""
+    made, plain = Model(candidate), Model(baseline)
+    assert made.codes is not None
+    views = [view for view in plain.views() if view.info.name in made.codes]
+    return {
+        view.info.name: error(made.codes.read(view.info.name).dequantize(), view.of(plain.weights.read(view.parameter)))
+        for view in views
+    }
+
+
+def error(weight: Tensor, exact: Tensor) -> float:
+    """Relative to the exact weight, in the Frobenius norm."""
+    return float((weight - exact.float()).norm() / exact.float().norm())
+
+
+@lru_cache(maxsize=1)
+def whole(baseline: Path) -> Any:
+    """The model in memory."""
+    return transformers.AutoModelForCausalLM.from_pretrained(baseline, dtype=torch.float32).eval()
+
+
+@lru_cache(maxsize=4)
+@torch.no_grad()
+def routing(baseline: Path, rows: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+    """Which experts each row of token ids reaches: per row, counts [blocks, experts]."""
+    model = whole(baseline)
+    experts, top = model.config.num_local_experts, model.config.num_experts_per_tok
+    found = []
+    for ids in rows:
+        logits = model(input_ids=torch.tensor([ids]), output_router_logits=True, use_cache=False).router_logits
+        chosen = [layer.reshape(-1, experts).topk(top, -1).indices.flatten() for layer in logits]
+        found.append(torch.stack([torch.bincount(layer, minlength=experts) for layer in chosen]))
+    return tuple(found)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one."""
+    return float(np.median(list(values)))
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """A JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
