@@ -7,7 +7,7 @@ import pytest
 
 from subeight.report import build
 
-from . import fixtures
+from . import diagnose_fixtures, fixtures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = [
@@ -77,6 +77,18 @@ def test_the_page_draws_in_silence(browser, report, tmp_path, scheme, width):
     shot = tmp_path / "report.png"
     visit.page.screenshot(path=shot, full_page=True)
     assert shot.stat().st_size > 100_000
+    visit.page.close()
+
+
+@pytest.mark.parametrize("name", list(diagnose_fixtures.every()))
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 390)])
+def test_a_diagnosis_draws_in_silence(browser, tmp_path, name, scheme, width):
+    report = build([diagnose_fixtures.every()[name]], tmp_path)
+    visit = Visit(browser, report, color_scheme=scheme, viewport={"width": width, "height": 900})
+    drawn = visit.page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.trace').length)")
+    assert drawn and all(traces > 0 for traces in drawn)
+    assert visit.sideways() <= 0 and visit.complaints == []
+    assert visit.count(".steps li") == 5 and visit.count("main img") == 0
     visit.page.close()
 
 

@@ -36,7 +36,7 @@ def size_against_kl(rows: Sequence[Candidate], best: Candidate | None, height: i
     rows = [row for row in rows if row.bits is not None and row.kl.value is not None]
     floor = floor_of([row.kl for row in rows])
     bounds = log_range([row.kl for row in rows], floor)
-    figure = go.Figure(layout=_layout(height))
+    figure = go.Figure(layout=layout(height))
     for index, (row, colour) in enumerate(zip(rows, cycle(PALETTE), strict=False)):
         figure.add_scatter(
             x=[row.bits],
@@ -85,7 +85,7 @@ def kl_by_category(rows: Sequence[Candidate], height: int = 360) -> go.Figure:
     names = list(dict.fromkeys(name for row in rows for name in row.categories))
     measures = [value for row in rows for value in row.categories.values()]
     floor = floor_of(measures)
-    figure = go.Figure(layout=_layout(height))
+    figure = go.Figure(layout=layout(height))
     for row, colour, offset in zip(rows, cycle(PALETTE), offsets(len(rows)), strict=False):
         shown = [(index, row.categories[name]) for index, name in enumerate(names) if name in row.categories]
         figure.add_scatter(
@@ -95,7 +95,7 @@ def kl_by_category(rows: Sequence[Candidate], height: int = 360) -> go.Figure:
             mode="markers",
             marker={"size": 9, "color": colour},
             name=plain(row.label, 28),
-            customdata=[[plain(names[index]), _said(value)] for index, value in shown],
+            customdata=[[plain(names[index]), said(value)] for index, value in shown],
             hovertemplate="<b>%{customdata[0]}</b><br>KL %{customdata[1]}<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(
@@ -111,7 +111,7 @@ def kl_by_category(rows: Sequence[Candidate], height: int = 360) -> go.Figure:
 
 def kl_by_position(rows: Sequence[Candidate], height: int = 320) -> go.Figure:
     """KL by the position of the token in its window."""
-    figure = go.Figure(layout=_layout(height))
+    figure = go.Figure(layout=layout(height))
     for row, colour in zip(rows, cycle(PALETTE), strict=False):
         figure.add_scatter(
             x=[(start + stop) / 2 for start, stop, _ in row.positions],
@@ -134,7 +134,7 @@ def kl_by_position(rows: Sequence[Candidate], height: int = 320) -> go.Figure:
 
 def by_layer(points: Sequence[Layer], title: str, height: int = 380) -> go.Figure:
     """One value of every linear by block, a line for each role; what stands in no block comes at the end."""
-    figure = go.Figure(layout=_layout(height))
+    figure = go.Figure(layout=layout(height))
     outside = max((point.block for point in points if point.block is not None), default=-1) + 1
     for role, colour in zip(dict.fromkeys(point.role for point in points), cycle(PALETTE), strict=False):
         mine = sorted((p for p in points if p.role == role), key=lambda p: place(p, outside))
@@ -162,7 +162,7 @@ def error_shares(shares: dict[str, dict[str, list[Layer]]], height: int = 380) -
         rows=1, cols=max(1, len(formats)), shared_yaxes=True, horizontal_spacing=0.05,
         subplot_titles=[plain(name) for name in formats],
     )  # fmt: skip
-    figure.update_layout(_layout(height), boxmode="group", boxgap=0.25, boxgroupgap=0.15)
+    figure.update_layout(layout(height), boxmode="group", boxgap=0.25, boxgroupgap=0.15)
     for column, name in enumerate(formats, start=1):
         for (top, points), colour in zip(shares[name].items(), cycle(PALETTE), strict=False):
             figure.add_box(
@@ -187,7 +187,7 @@ def error_shares(shares: dict[str, dict[str, list[Layer]]], height: int = 380) -
 
 def input_extremes(groups: dict[str, list[Layer]], height: int = 380) -> go.Figure:
     """How far the inputs of every group of linears reach, told apart by who reaches there."""
-    figure = go.Figure(layout=_layout(height))
+    figure = go.Figure(layout=layout(height))
     every = [point for points in groups.values() for point in points]
     outside = max((point.block for point in every if point.block is not None), default=-1) + 1
     symbols = ("diamond", "circle", "circle-open")
@@ -209,14 +209,15 @@ def input_extremes(groups: dict[str, list[Layer]], height: int = 380) -> go.Figu
     return figure
 
 
-def _layout(height: int) -> dict[str, object]:
+def layout(height: int) -> dict[str, object]:
+    """What every figure begins with."""
     return {**_BASE, "height": height}
 
 
 def _candidate_hover(row: Candidate) -> str:
     lines = [
         f"<b>{plain(row.label)}</b>",
-        f"KL {_said(row.kl)}",
+        f"KL {said(row.kl)}",
         f"{significant(row.bits)} bits per weight, {size(row.bytes)}",
         f"perplexity {significant(row.ppl.value)} (baseline {significant(row.ppl_baseline)})",
         f"same top token {percent(row.top1.value)}",
@@ -225,7 +226,8 @@ def _candidate_hover(row: Candidate) -> str:
     return "<br>".join(lines).replace("%{", "%&#123;") + "<extra></extra>"
 
 
-def _said(value: Measure) -> str:
+def said(value: Measure) -> str:
+    """`0.0534 (0.0502 to 0.0569)`."""
     ends = interval(value.value, value.low, value.high)
     return significant(value.value) + (f" ({ends})" if ends else "")
 

@@ -18,10 +18,8 @@ def measured(value: Measure) -> Html:
 def measured_share(value: Measure) -> Html:
     """A share in percent with its interval below it."""
     shown = tag("span", words.percent(value.value), class_="value")
-    if value.low is None or value.high is None:
-        return shown
-    ends = f"{100 * value.low:.1f} to {100 * value.high:.1f}"
-    return join([shown, tag("span", ends, class_="interval")])
+    ends = words.percent_interval(value.low, value.high)
+    return join([shown, tag("span", ends, class_="interval")]) if ends else shown
 
 
 def table_of(rows: Sequence[Candidate], best: Candidate | None) -> Html:

@@ -28,7 +28,14 @@ def interval(value: float | None, low: float | None, high: float | None, digits:
 
 def percent(value: float | None, decimals: int = 1) -> str:
     """A share as `91.2 %`."""
-    return DASH if value is None else f"{100 * value:.{decimals}f} %"
+    return DASH if value is None else f"{_minus(f'{100 * value:.{decimals}f}')} %"
+
+
+def percent_interval(low: float | None, high: float | None, decimals: int = 1) -> str:
+    """Both ends of a share's interval as `90.1 to 92.3`, without the sign of percent; empty without an interval."""
+    if low is None or high is None:
+        return ""
+    return f"{_minus(f'{100 * low:.{decimals}f}')} to {_minus(f'{100 * high:.{decimals}f}')}"
 
 
 def size(count: float | None) -> str:
