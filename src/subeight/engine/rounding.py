@@ -43,6 +43,12 @@ def needs(plan: Plan, groups: Iterable[InputGroup], *, moves: bool, rounds: bool
     return frozenset(wanted)
 
 
+def reads_text(plan: Plan) -> bool:
+    """Whether the plan needs calibration text at all."""
+    static = any(site.inputs is not None and site.inputs.per == "tensor" for site in plan.quantized)
+    return static or any(method.needs for site in plan.quantized for method in methods_of(site))
+
+
 def round_group(
     block: Block, group: InputGroup, plan: Plan, stats: Stats | None, seed: int
 ) -> tuple[dict[str, QTensor], list[Outcome]]:

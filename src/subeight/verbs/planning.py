@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from subeight.engine.rounding import methods_of
+from subeight.engine.rounding import methods_of, reads_text
 from subeight.engine.selfcalibration import sample_self
 from subeight.evals.passes import context_length
 from subeight.models.folds import foldable_groups
@@ -33,12 +33,6 @@ def planned(
     if any(method.move == "move" for site in plan.quantized for method in methods_of(site)):
         plan = resolve(recipe, model.linears, engine=engine, foldable=foldable_groups(model))
     return recipe, plan
-
-
-def reads_text(plan: Plan) -> bool:
-    """Whether the plan needs calibration text at all."""
-    static = any(site.inputs is not None and site.inputs.per == "tensor" for site in plan.quantized)
-    return static or any(method.needs for site in plan.quantized for method in methods_of(site))
 
 
 def calibration_of(session: Session, model: Model, recipe: Recipe, plan: Plan) -> Calibration | None:
