@@ -7,8 +7,8 @@ from typing import Any
 
 from subeight.diagnose.finding import Finding
 from subeight.evals.loss import Loss
-from subeight.evals.passes import Computing, run_pass
-from subeight.evals.scoring import Question, loss_of
+from subeight.evals.passes import Computing
+from subeight.evals.scoring import Question, measure
 from subeight.models.gauge import Gauge
 from subeight.models.model import Model
 from subeight.probe.swaps import Swaps
@@ -57,9 +57,7 @@ class Case:
 
     def measure(self, model: Model, question: Question | None = None) -> Loss:
         """The loss of a whole model on the failing prompts (or another question), streamed once."""
-        asked = question or self.question
-        made = run_pass(model, asked.sequences.batches(), self.computing, f"Measuring {model.label}")
-        return loss_of(asked, made, self.settings.metric)
+        return measure(question or self.question, model, self.settings.metric)
 
     def with_repair(self, loss: Loss, **changes: Any) -> "Case":
         """The case in which something guilty is repaired, and the loss that is left."""

@@ -1,6 +1,6 @@
 """What a model lost on each prompt, in one metric, so that two models can be compared prompt by prompt.
 
-A loss is a sum and a count for each prompt: nats over scored tokens (`kl`, `nll`), or one yes or no (`choices`, `check`).
+A loss is a sum and a count for each prompt: nats over scored tokens (`kl`, `nll`), or a yes or no (`choices`, `check`).
 Resampling is by prompt, and shares of a loss that an experiment recovered are ratios of sums over the same prompts.
 """
 
@@ -19,6 +19,7 @@ from subeight.evals.tokens import TokenOutcomes
 
 Floats = npt.NDArray[np.float64]
 TOKEN_METRICS = ("kl", "nll")
+METRICS = (*TOKEN_METRICS, "choices")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from subeight.errors import InputError
+from subeight.evals.checks import PREFIX, Check, require_passing
 from subeight.evals.choices import Choice, choice_numbers, gather_choices, pick
 from subeight.evals.generation import generation_agreement
 from subeight.evals.loss import Loss, prompt_loss, token_loss
@@ -42,6 +43,7 @@ class Question:
     computing: Computing
     generations: list[list[int]] | None
     prompts: list[list[int]]
+    check: Check | None = None  # the user's own, where the metric is one
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,29 @@ def ask(
     prompts = _prompts(sequences.samples[: sequences.scored], generate)
     generations = _kept_answers(baseline, prompts, computing, cache) if prompts else None
     return Question(baseline, evaluation, sequences, reference, computing, generations, prompts)
+
+
+def with_check(question: Question, metric: str) -> Question:
+    """The question with the command of the metric `check:COMMAND`, which the baseline's own answers have met.
+
+    Raises:
+        InputError: the command cannot be run, or the baseline's own answers all fail it.
+    """
+    baseline, computing = question.baseline, question.computing
+    samples = question.sequences.samples[: question.sequences.scored]
+    stop = frozenset(stop_tokens(baseline))
+    check = Check(metric.removeprefix(PREFIX), samples, baseline.tokenizer(), stop)
+    passed = require_passing(check, check.answers(Whole(baseline, computing.dtype, computing.device)))
+    return replace(question, check=replace(check, passed=passed))
+
+
+def measure(question: Question, model: Model, metric: str = "kl") -> Loss:
+    """What a model lost on each prompt, streamed once; by `check`, from its greedy answers."""
+    computing = question.computing
+    if question.check is not None:
+        return question.check.loss(Whole(model, computing.dtype, computing.device))
+    made = run_pass(model, question.sequences.batches(), computing, f"Measuring {model.label}")
+    return loss_of(question, made, metric)
 
 
 def score(question: Question, candidate: Model, *, seed: int = 0) -> Scored:
@@ -98,7 +123,9 @@ def loss_of(question: Question, made: Pass, metric: str = "kl") -> Loss:
     scored, options = _split(_outcomes(question, made), sequences)
     if metric == "choices":
         if not options:
-            raise InputError("The metric is choices, but no prompt has `choices` and an `answer`; give some, or use kl.")
+            raise InputError(
+                "The metric is choices, but no prompt has `choices` and an `answer`; give some, or use kl."
+            )
         asked = _asked(options, sequences)
         picked = pick(asked)
         wrong = (picked.reference == picked.answer) & (picked.candidate != picked.answer)

@@ -10,24 +10,34 @@ from transformers import PreTrainedModel
 
 from subeight.models.block import Block
 from subeight.models.model import Model
+from subeight.models.shell import Shell
 
 
 class Whole:
     """All blocks and the shell of a model in one transformers module, quantized linears dequantized."""
 
     def __init__(self, model: Model, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+        blocks = [Block(model, index, dtype, device) for index in range(len(model.skeleton.blocks))]
+        self._assemble(model, blocks, Shell(model, dtype, device))
+
+    @classmethod
+    def of(cls, model: Model, blocks: Sequence[Block], shell: Shell) -> "Whole":
+        """A model put together from blocks and a shell that are loaded already, with which it shares its weights."""
+        self = cls.__new__(cls)
+        self._assemble(model, blocks, shell)
+        return self
+
+    def _assemble(self, model: Model, blocks: Sequence[Block], shell: Shell) -> None:
+        self.device = shell.device
         self.module: PreTrainedModel = copy.deepcopy(model.skeleton.model)
         for name in model.skeleton.shell_parameters():
-            if name not in model.skeleton.tied_names:
-                owner, _, tail = name.rpartition(".")
-                value = nn.Parameter(model.weights.read(name).to(self.device, dtype), requires_grad=False)
-                self.module.get_submodule(owner)._parameters[tail] = value
-        blocks = self.module.get_submodule(model.skeleton.blocks_name)
-        self._blocks = [Block(model, index, dtype, self.device) for index in range(len(model.skeleton.blocks))]
+            owner, _, tail = name.rpartition(".")
+            value = nn.Parameter(shell.parameter(name).detach(), requires_grad=False)
+            self.module.get_submodule(owner)._parameters[tail] = value
+        self._blocks = list(blocks)
+        listed = self.module.get_submodule(model.skeleton.blocks_name)
         for index, block in enumerate(self._blocks):
-            blocks[index] = block.module
-        self.module.tie_weights()
+            listed[index] = block.module
         for name, buffer in list(self.module.named_buffers()):
             owner, _, tail = name.rpartition(".")
             self.module.get_submodule(owner)._buffers[tail] = buffer.to(self.device)

@@ -4,17 +4,20 @@ The states in front of every block are computed once for each of the two models;
 block that it touches and recomputes only what follows. What it costs is counted in runs of one block over all prompts.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from subeight.evals.checks import Check
 from subeight.evals.loss import Loss
 from subeight.evals.passes import Computing, Pass, places_of
 from subeight.evals.scoring import Question, loss_of
 from subeight.models.gauge import Gauge
 from subeight.models.model import Model
 from subeight.models.shell import Shell
+from subeight.models.whole import Whole
 from subeight.probe.ends import Shells
 from subeight.probe.pairs import Pairs
 from subeight.probe.prior import Effects, effects_of
@@ -115,6 +118,9 @@ class Probe:
         trail = self._trails[restore]
         both = trail.base | swaps if restore else swaps
         shell = self.shells.mixed(both, restore=restore)
+        self.spent.evaluations += 1
+        if self.question.check is not None:
+            return self._checked(self.question.check, both, shell, restore=restore)
         start = self.first_block(swaps)
         if start == 0 and self.shells.before(swaps):
             states = self._embedded(shell)
@@ -122,8 +128,16 @@ class Probe:
             states = self._trail_to(start, restore=restore)
         for index in range(start, len(self.pairs)):
             states = self._advance(states, index, both, restore=restore)
-        self.spent.evaluations += 1
         return loss_of(self.question, self._finished(shell, states), self.metric)
+
+    def _checked(self, check: Check, swaps: Swaps, shell: Shell, *, restore: bool) -> Loss:
+        """The share of answers that a whole mixture gets wrong."""
+        with ExitStack() as stack:
+            pairs = [self.pairs[index] for index in range(len(self.pairs))]
+            mixed = [pair.restored(swaps) if restore else pair.damaged(swaps) for pair in pairs]
+            blocks = [stack.enter_context(block) for block in mixed]
+            self.spent.block_forwards += len(blocks)
+            return check.loss(Whole.of(self.candidate, blocks, shell))
 
     def _trail_to(self, index: int, *, restore: bool) -> list[Tensor]:
         """The states in front of a block of the candidate (as `base` has it) or of the baseline."""

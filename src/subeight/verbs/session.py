@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from subeight.evals.passes import Computing, context_length
 from subeight.evals.scoring import ANSWER_TOKENS
 from subeight.models.model import Model, torch_device
 from subeight.models.precision import compute_dtype
+from subeight.models.source import ALIAS
 from subeight.records import (
     Coordinates,
     Record,
@@ -75,14 +76,16 @@ class Session:
         """Opens a model as the options say."""
         return Model(name, trust_remote_code=self.options.trust_remote_code)
 
-    def evaluation(self, model: Model) -> EvaluationSet:
-        """The evaluation text as this model's tokenizer cuts it, with room left for answers."""
+    def evaluation(
+        self, model: Model, sources: Sequence[str] | None = None, tokens: int | None = None
+    ) -> EvaluationSet:
+        """The evaluation text (or other sources) as this model's tokenizer cuts it, with room left for answers."""
         longest = context_length(model)
         return evaluate_set(
-            list(self.options.evals),
+            list(sources or self.options.evals),
             model.tokenizer(),
             window=min(self.options.eval_window, longest),
-            tokens=self.options.eval_tokens,
+            tokens=tokens or self.options.eval_tokens,
             longest=max(longest - ANSWER_TOKENS, longest // 2),
         )
 
@@ -135,16 +138,26 @@ class Session:
 
 @dataclass(frozen=True)
 class Result:
-    """What a verb gives back: its record, and where it and its report lie (None: nothing was written)."""
+    """What a verb gives back: its record, and where it and its report lie (None: nothing was written).
+
+    `exit_status` is what the command line ends with where the work is done and the answer is no (1) or not known (3).
+    """
 
     record: Record
     directory: Path | None = None
     report: Path | None = None
     lines: tuple[str, ...] = ()
+    exit_status: int = 0
 
     @property
     def numbers(self) -> dict[str, Any]:
         return self.record.numbers
+
+
+def where(name: str) -> str:
+    """A model's name as a later command finds it: a local path made absolute, an alias or a hub id as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name != ALIAS and path.exists() else name
 
 
 def finish(run: Run, record: Record, lines: tuple[str, ...] = ()) -> Result:

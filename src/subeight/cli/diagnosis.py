@@ -1,0 +1,82 @@
+"""`diagnose` on the command line."""
+
+from typing import Annotated
+
+import typer
+
+from subeight import verbs
+from subeight.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    EvalTokens,
+    EvalWindow,
+    MaxMemory,
+    Name,
+    Out,
+    Quiet,
+    Seed,
+    Threads,
+    Trust,
+    parse_bytes,
+)
+from subeight.cli.options import command as typed
+from subeight.cli.show import show
+from subeight.verbs.diagnose import Complaint
+from subeight.verbs.options import Options
+
+
+def diagnose(
+    candidate: Name,
+    baseline: Annotated[str | None, typer.Option("--baseline", help="full-precision model (default: guessed)")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="failing prompts, text or JSONL")] = None,
+    control: Annotated[str | None, typer.Option("--control", help="healthy prompts, text or JSONL")] = None,
+    calibration: Annotated[str | None, typer.Option("--calibration", help="what it was calibrated on")] = None,
+    last_good: Annotated[str | None, typer.Option("--last-good", help="an older checkpoint or a lock")] = None,
+    served: Annotated[str | None, typer.Option("--served", help="URL of an OpenAI-compatible server")] = None,
+    metric: Annotated[str, typer.Option("--metric", help="kl, nll, choices or check:COMMAND")] = "kl",
+    replay: Annotated[
+        bool, typer.Option("--replay", help="rebuild the lock's stack, flip packages one by one")
+    ] = False,
+    python: Annotated[str | None, typer.Option("--python", help="interpreter that runs the packed model")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="a suspect to examine, repeatable")] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="examine every suspect, whatever is found")] = False,
+    out: Out = None,
+    eval_tokens: EvalTokens = None,
+    eval_window: EvalWindow = 512,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Why a quantized model got worse: what is guilty, by experiment, and what mends it."""
+    options = Options(
+        out=out,
+        eval_tokens=eval_tokens,
+        eval_window=eval_window,
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        max_memory=parse_bytes(max_memory),
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=typed(),
+    )
+    complaint = Complaint(
+        prompts=prompts,
+        control=control,
+        calibration=calibration,
+        last_good=last_good,
+        served=served,
+        metric=metric,
+        replay=replay,
+        python=python,
+        only=tuple(only or ()),
+        thorough=thorough,
+    )
+    show(verbs.diagnose(candidate, baseline, complaint=complaint, options=options), as_json=as_json)
