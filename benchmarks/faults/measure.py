@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import transformers
 from torch import Tensor, nn
 
 from subeight.evals.loss import Loss, token_loss
-from subeight.evals.passes import Computing
+from subeight.evals.passes import Computing, run_pass
 from subeight.evals.scoring import Question, ask, score
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.shell import Shell
-from subeight.text import EvaluationSet, evaluate_set
+from subeight.text import EvaluationSet, Sample, batches, evaluate_set
 
 COMPUTING = Computing(torch.float32, torch.device("cpu"), quiet=True)
 WINDOW = 512
@@ -33,9 +34,9 @@ class Met:
 
 
 @lru_cache(maxsize=8)
-def question(baseline: Path, prompts: Path, cache: Path, tokenizer: Path | None = None) -> Question:
-    """The baseline's pass over the prompts, cut by its own tokenizer or by that of another checkpoint."""
-    return ask(Model(baseline), evaluation(tokenizer or baseline, prompts), COMPUTING, cache)
+def question(baseline: Path, prompts: Path, cache: Path) -> Question:
+    """The baseline's pass over the prompts."""
+    return ask(Model(baseline), evaluation(baseline, prompts), COMPUTING, cache)
 
 
 def evaluation(directory: Path, prompts: Path) -> EvaluationSet:
@@ -50,11 +51,28 @@ def loss(asked: Question, candidate: Path) -> Loss:
     return token_loss(scored.outcomes, scored.places)
 
 
-def likelihood_loss(asked: Question, used: Question, candidate: Path) -> float:
-    """By how many nats per token a candidate that cuts the prompts in its own way is worse than the baseline."""
-    ours, theirs = score(asked, Model(asked.baseline.directory)), score(used, Model(candidate))
-    assert ours.outcomes is not None and theirs.outcomes is not None
-    return float(theirs.outcomes.nll_candidate.mean() - ours.outcomes.nll_reference.mean())
+def used_loss(baseline: Path, candidate: Path, tokenizer: Path, prompts: Path) -> float:
+    """KL of a candidate that is asked in the tokens of another tokenizer or template, on the tokens that both share."""
+    ours, theirs = evaluation(baseline, prompts).samples, evaluation(tokenizer, prompts).samples
+    pairs = [shared(a, b) for a, b in zip(ours, theirs, strict=True)]
+    parts = []
+    for model, samples, side in ((baseline, ours, 0), (candidate, theirs, 1)):
+        chosen = [{pair[side] for pair in listed} for listed in pairs]
+        asked = [
+            replace(sample, scored=tuple(at in places for at in range(len(sample.ids))))
+            for sample, places in zip(samples, chosen, strict=True)
+        ]
+        listed = [batch for sample in asked if sample.count for batch in batches([sample], 1 << 16)]
+        parts.append(run_pass(Model(model), listed, COMPUTING, ""))
+    logs = [torch.cat([made.head(hidden) for hidden in made.hidden]).log_softmax(-1) for made in parts]
+    return float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean())
+
+
+def shared(ours: Sample, theirs: Sample) -> list[tuple[int, int]]:
+    """Places of scored tokens that two cuttings of one prompt have in common."""
+    blocks = SequenceMatcher(None, ours.ids, theirs.ids, autojunk=False).get_matching_blocks()
+    found = [(block.a + at, block.b + at) for block in blocks for at in range(block.size)]
+    return [(a, b) for a, b in found if ours.scored[a] and a > 0 and b > 0]
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ from benchmarks.faults.bases import Base
 from benchmarks.faults.checkpoint import Checkpoint
 from benchmarks.faults.kinds.draft import Answer, Draft, Unplantable, require
 from benchmarks.faults.kinds.layers import draft, prompts_of
-from benchmarks.faults.measure import likelihood_loss, loss, question
+from benchmarks.faults.measure import loss, question, used_loss
 from torch import Tensor
 
 from subeight.formats import QTensor
@@ -120,14 +120,11 @@ def template(base: Base, chooser: random.Random, directory: Path, attempt: int) 
 
 
 def _used(base: Base, prompts: Path, healthy: Path, directory: Path) -> Callable[[], dict[str, Any]]:
-    """A check of what the candidate loses in use, where it cuts the prompts in another way: in nats per token."""
+    """A check of what the candidate loses in use, where it cuts the prompts in another way."""
 
     def check() -> dict[str, Any]:
-        cache = base.scratch / "references"
-        asked = question(base.directory, prompts, cache)
-        used = question(base.directory, prompts, cache, directory / "candidate")
-        before = likelihood_loss(asked, asked, healthy)
-        return require(max(before, 0.0), likelihood_loss(asked, used, healthy))
+        before = used_loss(base.directory, healthy, base.directory, prompts)
+        return require(before, used_loss(base.directory, healthy, directory / "candidate", prompts))
 
     return check
 

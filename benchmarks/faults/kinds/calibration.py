@@ -71,7 +71,7 @@ def expert(base: Base, chooser: random.Random, directory: Path, attempt: int) ->
     calibration = write_rows(directory / "calibration.jsonl", rows)
     recipe = chooser.choice(("gptq4", "gptq3"))
     text = _kept(base, f"without-{block}-{number}-{len(rows)}", calibration.read_text(encoding="utf-8"))
-    _spec(text, sequences=len(rows), length=PIECE, seed=0)
+    _spec(text, sequences=len(rows) - 4, length=PIECE, seed=0)  # the last piece of a category lacks its EOS
     healthy = base.candidate(recipe, None, f"-{text.stem}", text)
     checkpoint = Checkpoint(healthy, directory / "candidate")
     prefix = f"model.layers.{block}.block_sparse_moe.experts.{number}"
