@@ -100,6 +100,7 @@ class Checkpoint:
 
     def save(self) -> Path:
         """Writes what was changed: the shards concerned, their index, and the formats in config.json."""
+        said = self._said() if self._formats else None
         homes: dict[str, list[str]] = {}
         for name in self._changed:
             homes.setdefault(self._home(name), []).append(name)
@@ -118,7 +119,9 @@ class Checkpoint:
             save_file(held, path, metadata={"format": "pt"})
         if (self.directory / INDEX).is_file():
             self._write_index()
-        self._write_formats()
+        if said is not None:
+            self.config(quantization_config=None)  # not merged with what it said before
+            self.config(quantization_config=said)
         return self.directory
 
     def _home(self, name: str) -> str:
@@ -134,22 +137,21 @@ class Checkpoint:
         path.unlink()
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    def _write_formats(self) -> None:
+    def _said(self) -> dict[str, Any] | None:
+        """The quantization_config of the edited formats, from the shards as they still are; None where none changes."""
         codes = self.model.codes
-        known = codes if codes is not None else ()
-        before = {name: self.read(name).format for name in self._formats if name in known}
-        if all(before.get(name) == format for name, format in self._formats.items()):
-            return
+        assert codes is not None
+        if all(name in codes and codes.read(name).format == format for name, format in self._formats.items()):
+            return None
         sites = []
         for info in self.model.linears:
             weights, inputs = self._formats.get(info.name), None
-            if codes is not None and info.name in codes:
+            if info.name in codes:
                 weights = weights or codes.read(info.name).format
                 found = codes.inputs(info.name)
                 inputs = found[0] if found else None
             sites.append(_Site(info, weights, inputs))
-        self.config(quantization_config=None)
-        self.config(quantization_config=quantization_config(sites))
+        return quantization_config(sites)
 
 
 def copy(source: Path, directory: Path) -> Path:
