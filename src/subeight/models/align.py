@@ -5,7 +5,7 @@ embeddings show a rotation of the residual stream. What does not fit is a findin
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,6 +25,8 @@ from subeight.models.structure import LinearView
 
 _KEEPS = 1e-3  # relative change of a block's output that alignment may cause, in float32
 _VECTOR = 0.02  # relative difference of norms and biases that storing them in bfloat16 explains
+
+Look = Callable[[Block, Block], None]
 
 
 @dataclass
@@ -52,13 +54,15 @@ class _Left:
             self.findings.setdefault(name, f"{name} is not the baseline's: relative difference {difference:.2g}.")
 
 
-def align(baseline: Model, candidate: Model, *, device: torch.device | str = "cpu") -> Gauge:
+def align(baseline: Model, candidate: Model, *, device: torch.device | str = "cpu", look: Look | None = None) -> Gauge:
     """Finds the candidate's gauge from the two models' weights, block after block; two blocks in memory at a time.
+
+    `look` is shown each pair of blocks in float32, the baseline's aligned, while they are there.
 
     Raises:
         ModelError: they are not two versions of one architecture.
     """
-    _require_alike(baseline, candidate)
+    require_alike(baseline, candidate)
     left = _Left()
     shell = Shell(baseline, torch.float32, device, weights=False)
     ends = _ends(baseline, shell)
@@ -76,11 +80,14 @@ def align(baseline: Model, candidate: Model, *, device: torch.device | str = "cp
         scales = _align_block(block, other, folds, exact, _probe(block, shell, baseline), left)
         blocks.append(BlockGauge(norms, scales))
         _compare(block, other, left)
+        if look is not None:
+            look(block, other)
     final = _align_ends(baseline, candidate, ends, rotation, left)
     return Gauge(rotation, tuple(blocks), ends, final, left.findings, left.differences)
 
 
-def _require_alike(baseline: Model, candidate: Model) -> None:
+def require_alike(baseline: Model, candidate: Model) -> None:
+    """Raises ModelError where the two are not of one architecture and size."""
     shapes = [{name: p.shape for name, p in m.skeleton.model.named_parameters()} for m in (baseline, candidate)]
     heads = {_head_name(m.skeleton) for m in (baseline, candidate)}
     for name in sorted((shapes[0].keys() ^ shapes[1].keys()) - heads):
@@ -125,9 +132,11 @@ def _rotation(
     baseline: Model, candidate: Model, ends: Ends, shell: Shell, every_fold: ModelFolds, left: _Left
 ) -> Tensor | None:
     """The rotation of the residual stream that the embeddings show; None where there is none, or none that can be."""
-    pairs = row_pairs(*(model.weights.read(ends.embedding) for model in (baseline, candidate)))
-    found, turned, plain = procrustes(pairs)
-    if plain <= _VECTOR or turned > min(plain / 2, 0.3):
+    embeddings = [model.weights.read(ends.embedding) for model in (baseline, candidate)]
+    if Fit.of(row_pairs(*embeddings)).difference <= _VECTOR:
+        return None
+    found, turned, plain = procrustes(row_pairs(*embeddings))
+    if turned > min(plain / 2, 0.3):
         return None
     place = ends.embedding.removesuffix(".weight")
     if found is None:
@@ -173,15 +182,18 @@ def _align_block(
 ) -> tuple[tuple[Fold, Tensor], ...]:
     """Finds the scales between `block` and `other` and applies them to `block`, whose function must stay."""
     call, hidden = probe
-    before = block(hidden, call)
-    saved = {name: block.parameter(name).clone() for name in block.parameters()}
+    before: Tensor | None = None
+    saved: dict[str, Tensor] = {}
     scales = []
     for fold in folds:
         s = _norm_scale(block, other, fold, exact[fold], left) if fold.is_norm else _scale(block, other, fold, left)
         if s is not None:
+            if before is None:
+                before = block(hidden, call)
+                saved = {name: block.parameter(name).clone() for name in block.parameters()}
             apply(block, fold, s)
             scales.append((fold, s))
-    if _same(block(hidden, call), before):
+    if before is None or _same(block(hidden, call), before):
         return tuple(scales)
     left.findings[block.prefix] = f"The scales found for {block.prefix} change what it computes; they are left out."
     for name, value in saved.items():

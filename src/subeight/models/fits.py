@@ -111,14 +111,39 @@ def norm_ratio(ours: Tensor, theirs: Tensor, exact: float) -> Tensor | None:
 def taken_up(readers: Iterable[Callable[[], Iterable[tuple[Tensor, Tensor]]]], s: Tensor) -> bool:
     """Whether the readers (their parts: baseline, candidate) are nearer with their columns multiplied by `s`.
 
-    Readers that are other weights altogether have no vote.
+    A reader's rows may have been scaled as well, so its rows are fitted with a factor each; where that does not decide
+    (all of `s` is one number), the plain distance does. Readers that are other weights altogether have no vote.
     """
     votes = 0
     for parts in readers:
-        plain, scaled = Fit.of(parts()), Fit.of((a.float() * s, c) for a, c in parts())
-        if max(plain.correlation, scaled.correlation) >= _CORRELATED:
-            votes += 1 if scaled.difference * scaled.norm < plain.difference * plain.norm else -1
+        plain, scaled = _Rows.of(parts()), _Rows.of((a.float() * s, c) for a, c in parts())
+        if max(plain.explained, scaled.explained) < _CORRELATED**2 * plain.size:
+            continue
+        gained = scaled.explained - plain.explained
+        if abs(gained) <= 1e-3 * (plain.size - max(plain.explained, scaled.explained)):
+            gained = plain.distance - scaled.distance
+        votes += 1 if gained > 0 else -1
     return votes > 0
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Squared norms: of the candidate, of what a factor for each row of the baseline explains, of the difference."""
+
+    size: float
+    explained: float
+    distance: float
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> "_Rows":
+        size = explained = distance = 0.0
+        for a, c in pairs:
+            a, c = a.float(), c.float()
+            aa, ac = a.square().sum(1, dtype=torch.float64), (a * c).sum(1, dtype=torch.float64)
+            size += float(c.square().sum(dtype=torch.float64))
+            explained += float((ac.clamp_min(0).square() / aa.clamp_min(1e-300)).sum())
+            distance += float((a - c).square().sum(dtype=torch.float64))
+        return cls(size, explained, distance)
 
 
 def procrustes(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor | None, float, float]:
