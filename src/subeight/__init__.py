@@ -12,9 +12,23 @@ from subeight.formats import Format, QTensor
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe, load_recipe
 from subeight.records import Coordinates, Record
-from subeight.verbs import Options, Result, compare, evaluate, export, inspect, quantize, report
+from subeight.verbs import (
+    Complaint,
+    Options,
+    Result,
+    compare,
+    diagnose,
+    evaluate,
+    export,
+    inspect,
+    lock,
+    quantize,
+    report,
+    verify,
+)
 
 __all__ = [
+    "Complaint",
     "Coordinates",
     "Format",
     "InputError",
@@ -29,10 +43,13 @@ __all__ = [
     "SubeightError",
     "UndecidedError",
     "compare",
+    "diagnose",
     "evaluate",
     "export",
     "inspect",
     "load_recipe",
+    "lock",
     "quantize",
     "report",
+    "verify",
 ]

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from subeight import verbs
+from subeight.cli.checks import CHECKS
+from subeight.cli.diagnosis import diagnose
 from subeight.cli.options import (
     Across,
     AsJson,
@@ -211,11 +213,13 @@ def report(
     print(f"report {verbs.report(runs, out=out)}", file=sys.stderr)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., int | None]] = {
     "inspect": inspect,
     "quantize": quantize,
     "evaluate": evaluate,
     "compare": compare,
     "export": export,
     "report": report,
+    "diagnose": diagnose,
+    **CHECKS,
 }

@@ -1,12 +1,28 @@
 """The verbs, as the command line has them."""
 
 from subeight.verbs.compare import compare
+from subeight.verbs.diagnose import Complaint, diagnose
 from subeight.verbs.evaluate import evaluate
 from subeight.verbs.export import export
 from subeight.verbs.inspect import inspect
+from subeight.verbs.lock import lock
 from subeight.verbs.options import Options
 from subeight.verbs.quantize import quantize
 from subeight.verbs.report import report
 from subeight.verbs.session import Result
+from subeight.verbs.verify import verify
 
-__all__ = ["Options", "Result", "compare", "evaluate", "export", "inspect", "quantize", "report"]
+__all__ = [
+    "Complaint",
+    "Options",
+    "Result",
+    "compare",
+    "diagnose",
+    "evaluate",
+    "export",
+    "inspect",
+    "lock",
+    "quantize",
+    "report",
+    "verify",
+]

@@ -10,7 +10,7 @@ from subeight.models.footprint import footprint
 from subeight.models.model import Model
 from subeight.records import UNKNOWN, Coordinates, Record, require_comparable
 from subeight.verbs.options import Options
-from subeight.verbs.session import Result, Session, finish
+from subeight.verbs.session import Result, Session, finish, where
 
 
 def evaluate(candidate: str, against: str, *, options: Options | None = None) -> Result:
@@ -39,7 +39,11 @@ def evaluate(candidate: str, against: str, *, options: Options | None = None) ->
         record = session.record(
             coordinates,
             {**evaluate_numbers(opened, scored), **tasks},
-            subject={"candidate": opened.label, "baseline": baseline.label},
+            subject={
+                "candidate": opened.label,
+                "baseline": baseline.label,
+                "paths": {"candidate": where(candidate), "baseline": where(against)},
+            },
             settings=evaluation_settings(options, evaluation.tokens),
             warnings=[*warnings, *scored.numbers.get("warnings", [])],
         )

@@ -17,7 +17,7 @@ from subeight.text import Calibration
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
 from subeight.verbs.planning import calibration_of, planned, predicted
-from subeight.verbs.session import Result, Session, calibration_settings, finish, finished
+from subeight.verbs.session import Result, Session, calibration_settings, finish, finished, where
 
 CALIBRATION_BATCH = 8
 
@@ -62,7 +62,12 @@ def quantize(
         record = session.record(
             coordinates,
             quantize_numbers(plan, lane, run.directory, parity, forecast),
-            subject={"model": opened.label, "recipe": chosen.name, "checkpoint": str(run.directory)},
+            subject={
+                "model": opened.label,
+                "recipe": chosen.name,
+                "checkpoint": str(run.directory),
+                "paths": {"model": where(model)},
+            },
             settings={**calibration_settings(calibration), "to": to, "engine": engine, "batch": CALIBRATION_BATCH},
             warnings=warnings_of(lane),
         )
