@@ -112,7 +112,10 @@ class Layers:
         other = self._partner(name, _TOGETHER * test.share.value)
         if other is None or self._damage([name, other]) < _TOGETHER * test.share.value:
             return None
-        both = Test("restore", tuple(sorted((name, other))), test.loss, test.share)
+        before = self.search.with_restored(self.search.found - {name})
+        self.search.found |= {other}
+        share = recovered(before, self.search.left, self.search.whole, seed=self.search.seed)
+        both = Test("restore", tuple(sorted((name, other))), self.search.left, share)
         what = f"{name} and {other} hurt only together: each alone costs little, and mending either helps"
         return self._cause(both, "pair", what, self._round_anew(both.names))
 
