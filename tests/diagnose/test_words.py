@@ -35,7 +35,7 @@ def test_a_culprit_comes_first_with_what_its_repair_brings_and_costs():
         "Repaired, the loss goes from 0.8473 to 0.0415 (95.1% of it recovered, 92.0% to 98.0%),"
         " for 663.6 kB more (+1.86%).",
         "To do: pin torch==2.7.0.",
-        "The repair as a recipe: runs/x/prescription.yaml",
+        "The repair as a recipe: `runs/x/prescription.yaml`.",
         "As used, it loses 0.8473 (0.745 to 0.949) nats per token (KL) on 64 prompts, most in german (1.6);"
         " on the control, 0.021.",
         "Cleared: baseline, kernels.",

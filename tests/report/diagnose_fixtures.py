@@ -62,12 +62,14 @@ def prescribed(before, after, added):
 
 
 def baseline_cleared():
-    differences = dict.fromkeys(NAMES[:4], 0.0)
+    rng = np.random.default_rng(11)
+    differences = {name: float(0.19 * rng.lognormal(0, 0.06)) for name in NAMES}
+    excess = {name: float(rng.lognormal(0, 0.02)) for name in NAMES}
     return finding(
         "baseline", "cleared",
         "Tokenizer, chat template and config agree, the prompt ids are identical, and all 211 tensors are plausible"
         " quantizations of their namesakes.", evaluations=0, seconds=3.9,
-        details={"differences": differences, "fields": [], "gauge": "scales (awq)"},
+        details={"differences": differences, "excess": excess, "fields": [], "gauge": "scales"},
     )  # fmt: skip
 
 
@@ -116,21 +118,24 @@ def search(guilty, whole=0.847):
             if held:
                 inside = half
                 break
+    tests.append({"what": "round anew", "places": len(guilty), "names": list(guilty), **loss(0.06), **share(0.93),
+                  "block_forwards": 19})  # fmt: skip
     tests.append({"what": "damage", "places": len(guilty), "names": list(guilty), **loss(0.79), **share(0.93),
                   "block_forwards": 19})  # fmt: skip
     return tests
 
 
 def layers_guilty(guilty, kind, sentence):
-    curve = [{"restored": 0, "bytes": 0, "recovered": 0.0}]
-    curve += [{"restored": k, "bytes": 700_000 * k, "recovered": 0.94 + 0.06 * k / 210} for k in (1, 2, 7, 26, 105)]
+    tests = search(guilty)
+    curve = [{"restored": test["places"], "bytes": 700_000 * test["places"], "recovered": test["recovered"]}
+             for test in tests if test["what"] == "restore"]  # fmt: skip
     curve += [{"restored": 210, "bytes": 147_000_000, "recovered": 1.0}]
     prior = [{"name": name, "block": 11, "share": round(0.2 / (k + 1), 4)} for k, name in enumerate(NAMES[70:90])]
     found = cause("layers", kind, guilty, sentence, 0.951, {"restore": list(guilty)})
     return finding(
         "layers", "guilty", "Restoring it gives back nearly all of the loss; quantized alone in the baseline, it brings"
         " it about.", causes=[found], evaluations=17, block_forwards=131.5, seconds=84.0,
-        details={"prior": prior, "tests": search(guilty), "curve": curve, "weight_errors": weight_errors(guilty)},
+        details={"prior": prior, "tests": tests, "curve": curve, "weight_errors": weight_errors(guilty)},
     )  # fmt: skip
 
 
@@ -169,7 +174,7 @@ def rope():
               {"field": "config.note", "baseline": None, "candidate": HOSTILE}]  # fmt: skip
     guilty = finding("baseline", "guilty", "With the baseline's value the loss is gone.", causes=[found], evaluations=2,
                      details={"differences": differences, "fields": fields, "gauge": "none"})  # fmt: skip
-    why = "the baseline already explains 98.7 % of the loss; `--thorough` examines it all the same."
+    why = "Not examined: what was found explains 99 % of the loss (`--thorough` examines all the same)."
     names = ("stack", "kernels", "calibration", "layers")
     rest = [finding(name, "skipped", why, evaluations=0, seconds=0.0) for name in names]
     words = [found["sentence"], "With 100000 in it 98.7 % of the loss is gone, and nothing grows."]

@@ -52,7 +52,7 @@ def test_the_strip_has_five_steps_each_with_its_verdict():
     strip = re.search(r'<ol class="steps">.*?</ol>', page, flags=re.DOTALL).group()
     assert re.findall(r'<li class="(\w+)"', strip) == ["guilty"] + ["skipped"] * 4
     assert re.findall(r"<b>(\w+)</b>", strip) == ["Baseline", "Stack", "Kernels", "Calibration", "Layers"]
-    assert "Stack, kernels, calibration and layers were skipped" in text_of(EVERY["rope"])
+    assert "Stack, kernels, calibration and layers: Not examined" in text_of(EVERY["rope"])
 
 
 def test_a_config_fault_says_which_field_to_set():
@@ -121,13 +121,43 @@ def test_other_repairs_say_what_to_do():
         "pin": ({"torch": "2.7.0"}, "pip install torch==2.7.0"),
         "recalibrate": ("german.jsonl", "Calibrate again: german.jsonl."),
         "baseline": ("org/right", "Measure it against another baseline: org/right."),
-        "tokenizer": ({"add_bos": True}, "Correct the tokenizer: add_bos True."),
+        "server": ("bos", "Correct the server: bos."),
+        "tokenizer": ({"add_bos": True}, "Take from the baseline's tokenizer files: add_bos True."),
+        "weights": ({"a.b": "int8:g64", "c": "int8:g64", "d": "int4"}, "Store anew: a.b, c as int8:g64; d as int4."),
+        "ranges": ({"a.b": 3.5}, "Calibrate the input ranges of a.b again"),
+        "kernel": (["k"] * 9, "k, k, k, k, k, k and 3 more on another kernel"),
         "levitate": (["a", HOSTILE], f"Levitate: a, {HOSTILE}."),
     }
     for name, (value, said) in repairs.items():
         record = copy.deepcopy(EVERY["culprit"])
-        record.numbers["verdict"]["causes"][0]["repair"] = {name: value, "empty": None}
+        record.numbers["verdict"]["causes"][0]["repair"] = {name: value, "empty": None, "how": "so"}
         assert said in text_of(record)
+
+
+def test_another_model_has_no_share_and_asks_for_the_right_baseline():
+    record = copy.deepcopy(EVERY["culprit"])
+    record.numbers["verdict"]["causes"] = [
+        {"suspect": "baseline", "kind": "model", "places": ["baseline"], "sentence": "Another model.",
+         "recovered": None, "recovered_ci": None, "repair": {"baseline": None}},
+    ]  # fmt: skip
+    record.numbers["prescription"] = None
+    text = text_of(record)
+    assert "Find the right full-precision model and give it with --baseline." in text
+    assert "The repair was not applied and measured." in text and "subeight quantize" not in text
+
+
+def test_what_is_stored_anew_is_listed_with_its_format():
+    record = copy.deepcopy(EVERY["culprit"])
+    record.numbers["prescription"]["formats"] = {CULPRIT: "int8:g64:sym", "lm_head": None}
+    text = text_of(record)
+    assert "What it stores anew" in text and "int8:g64:sym" in text and "as in the baseline" in text
+
+
+def test_sensitive_linears_are_not_called_broken():
+    record = copy.deepcopy(EVERY["nothing"])
+    record.numbers["findings"][-1]["details"] = {"sensitive": {CULPRIT: 0.31}}
+    text = text_of(record)
+    assert "Nothing is broken. Some linears are sensitive" in text and "Sensitive, not broken" in text
 
 
 def test_details_that_no_one_expects_are_shown():

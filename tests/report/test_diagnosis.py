@@ -69,7 +69,8 @@ def test_block_of_a_name(name, block):
 def test_search_draws_every_test_in_order_with_its_interval():
     trials = diagnosis.trials(details(fixtures.culprit(), "layers"))
     figure = diagnosis_figures.search(trials)
-    restored, damaged = figure.data
+    restored, anew, damaged = figure.data
+    assert [trials[row].what for row in anew.y] == ["round anew"]
     assert list(restored.x) == [t.recovered.value for t in trials if t.what == "restore"]
     assert list(damaged.y) == [len(trials) - 1]
     assert restored.error_x.array[0] == pytest.approx(trials[0].recovered.high - trials[0].recovered.value)
@@ -79,10 +80,11 @@ def test_search_draws_every_test_in_order_with_its_interval():
 
 
 def test_the_curve_starts_at_nothing_and_has_its_straight_line():
-    figure = diagnosis_figures.recovery([(1, 0.9, None), (10, 1.0, 5e6)])
-    even, measured = figure.data
+    figure = diagnosis_figures.recovery([(1, 0.9, None), (5, 0.02, None), (10, 1.0, 5e6)])
+    even, most, tests = figure.data
     assert list(even.x) == [0, 10] and list(even.y) == [0, 1.0]
-    assert list(measured.x) == [0, 1, 10] and list(measured.y) == [0.0, 0.9, 1.0]
+    assert list(most.x) == [0, 1, 5, 10] and list(most.y) == [0.0, 0.9, 0.9, 1.0]
+    assert list(tests.y) == [0.9, 0.02, 1.0]
 
 
 def test_the_guilty_stand_out_among_all():

@@ -61,7 +61,7 @@ def _repair(verdict: Mapping[str, Any], done: Mapping[str, Any]) -> list[str]:
     if words := done.get("words"):
         lines.append(f"To do: {'; '.join(words)}.")
     if recipe := verdict.get("recipe"):
-        lines.append(f"The repair as a recipe: {recipe}")
+        lines.append(f"The repair as a recipe: `{recipe}`.")
     return lines
 
 

@@ -85,6 +85,7 @@ class Prescription:
     recovered: Measure
     bytes_before: float | None
     bytes_after: float | None
+    formats: Mapping[str, Any]  # what is stored anew, by linear; None: in the baseline's precision
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,11 @@ def spread(details: Mapping[str, Any]) -> bool:
     """Whether the loss comes back in proportion to what is restored: the curve stays near a straight line."""
     points = curve(details)
     if len(points) < 4 or points[-1][1] < 0.5 or not points[-1][0]:
-        return bool(details.get("spread"))
+        return False
     last, whole_share, _ = points[-1]
-    return all(abs(share - whole_share * restored / last) <= 0.2 for restored, share, _ in points)
+    return any(0.2 <= restored / last <= 0.8 for restored, _, _ in points) and all(
+        abs(share - whole_share * restored / last) <= 0.2 for restored, share, _ in points
+    )
 
 
 def by_name(values: Iterable[tuple[str, Any]]) -> list[Layer]:
@@ -266,4 +269,5 @@ def _prescription(values: Mapping[str, Any]) -> Prescription | None:
         measure(values, "recovered"),
         number(values.get("bytes_before")),
         number(values.get("bytes_after")),
+        mapping(values.get("formats")),
     )

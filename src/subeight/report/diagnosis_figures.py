@@ -1,6 +1,7 @@
 """The figures of a diagnosis: where the loss is, the search test by test, the curve, the culprit among all linears."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import plotly.graph_objects as go
 
@@ -46,6 +47,7 @@ def search(trials: Sequence[Trial]) -> go.Figure:
     """Every test in order, from the top: the share of the loss that it recovered or caused, with its interval."""
     figure = go.Figure(layout=layout(118 + 25 * len(trials)))
     kinds = {"restore": ("restored in the candidate", PALETTE[0], "circle"),
+             "anew": ("stored anew in the candidate", PALETTE[2], "square"),
              "damage": ("quantized alone in the baseline", PALETTE[1], "diamond")}  # fmt: skip
     for what, (name, colour, symbol) in kinds.items():
         mine = [(i, t) for i, t in enumerate(trials) if t.recovered.value is not None and _kind(t) == what]
@@ -73,32 +75,40 @@ def search(trials: Sequence[Trial]) -> go.Figure:
 
 
 def recovery(points: Sequence[tuple[int, float, float | None]], height: int = 340) -> go.Figure:
-    """The share recovered against the linears restored, beside the straight line of damage spread evenly."""
+    """The share recovered against the linears restored, one point per test, beside the line of damage spread evenly."""
     figure = go.Figure(layout=layout(height))
+    last = max((restored for restored, _, _ in points), default=1)
     if points:
-        end = points[-1]
+        whole = max(share for restored, share, _ in points if restored == last)
         figure.add_scatter(
-            x=[0, end[0]],
-            y=[0, end[1]],
+            x=[0, last],
+            y=[0, whole],
             mode="lines",
             line={"color": QUIET, "width": 1.4, "dash": "dot"},
             name="if it were spread evenly",
             hoverinfo="skip",
         )
-        shown = [(0, 0.0, None), *points] if points[0][0] > 0 else list(points)
+        best = list(accumulate((share for _, share, _ in points), max, initial=0.0))
         figure.add_scatter(
-            x=[restored for restored, _, _ in shown],
-            y=[share for _, share, _ in shown],
-            mode="lines+markers",
-            line={"color": PALETTE[0], "width": 2},
-            marker={"size": 7},
-            name="measured",
-            customdata=[["" if stored is None else f"<br>{size(stored)} more"] for _, _, stored in shown],
+            x=[0, *(restored for restored, _, _ in points)],
+            y=best,
+            mode="lines",
+            line={"color": PALETTE[0], "width": 2, "shape": "hv"},
+            name="the most with so few",
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            x=[restored for restored, _, _ in points],
+            y=[share for _, share, _ in points],
+            mode="markers",
+            marker={"size": 7, "color": PALETTE[0]},
+            name="one test",
+            customdata=[["" if stored is None else f"<br>{size(stored)} more"] for _, _, stored in points],
             hovertemplate="%{x:,} restored%{customdata[0]}<br><b>%{y:.1%}</b> recovered<extra></extra>",
         )
-    last = points[-1][0] if points else 1
+    low = min([0.0, *(share for _, share, _ in points)])
     figure.update_xaxes(title="linears restored", range=[-0.02 * last, 1.04 * last])
-    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(tickformat=".0%", range=[low - 0.04, max([1.0, *(share for _, share, _ in points)]) + 0.06])
     _label(figure, "share of the loss recovered")
     return figure
 
@@ -176,7 +186,7 @@ def _guide(figure: go.Figure, at: float) -> None:
 
 
 def _kind(trial: Trial) -> str:
-    return "damage" if trial.what == "damage" else "restore"
+    return trial.what if trial.what in ("restore", "damage") else "anew"
 
 
 def _row(index: int, trial: Trial) -> str:

@@ -1,12 +1,20 @@
 """How to apply what a diagnosis prescribes: a command or a sentence for each repair of a record."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subeight.report import facts, words
 from subeight.report.diagnosis import Cause, Diagnosis, texts
 from subeight.report.markup import Html, Node, bullets, code, join, tag
+
+_REQUANTIZED = frozenset({"restore", "weights", "recalibrate", "ranges"})
+_OPENINGS = {
+    "baseline": "Measure it against another baseline: ",
+    "server": "Correct the server: ",
+    "tokenizer": "Take from the baseline's tokenizer files: ",
+    "recalibrate": "Calibrate again: ",
+}
 
 
 def share(value: facts.Measure) -> Html:
@@ -36,16 +44,20 @@ def apply(told: Diagnosis, baseline: str | None) -> list[Html]:
     if others:
         parts.append(bullets(others) if len(others) > 1 else tag("p", others[0]))
     if told.recipe:
-        command = ["subeight", "quantize", baseline or "BASELINE", "--recipe", told.recipe]
-        parts.append(tag("p", "The recipe is ", code(told.recipe), ". To apply it:"))
-        parts.append(tag("pre", shlex.join(command), class_="commands"))
+        parts.append(tag("p", "The repair as a recipe: ", code(told.recipe), "."))
+        if stored(told) or any(set(cause.repair) & _REQUANTIZED for cause in told.causes):
+            command = ["subeight", "quantize", baseline or "BASELINE", "--recipe", told.recipe]
+            parts.append(tag("pre", shlex.join(command), class_="commands"))
     return parts
 
 
-def restored(told: Diagnosis) -> list[str]:
-    """The linears that the prescription restores."""
-    found = [name for cause in told.causes for name in texts(cause.repair.get("restore"))]
-    return list(dict.fromkeys(found))
+def stored(told: Diagnosis) -> list[tuple[str, str]]:
+    """The linears that the prescription stores anew, and how."""
+    formats = told.prescription.formats if told.prescription else {}
+    if not formats:
+        formats = dict.fromkeys(name for cause in told.causes for name in texts(cause.repair.get("restore")))
+    kept = "as in the baseline"
+    return [(str(name), kept if value is None else str(value)) for name, value in formats.items()]
 
 
 def _line(cause: Cause) -> Node | None:
@@ -55,26 +67,35 @@ def _line(cause: Cause) -> Node | None:
 
 
 def _said(name: str, value: Any) -> Node | None:
-    if value is None:
+    if name == "baseline" and value is None:
+        return join(["Find the right full-precision model and give it with ", code("--baseline"), "."])
+    if value is None or isinstance(value, bool) or name == "how":
         return None
     if name == "restore":
-        names = texts(value)
-        more = f" and {len(names) - 6:,} more" if len(names) > 6 else ""
-        return join(
-            ["Restore ", join([code(words.shortened(one, 72)) for one in names[:6]], ", "), more, " from the baseline."]
-        )
+        return join(["Restore ", _some(texts(value)), " from the baseline."])
+    if name == "weights" and isinstance(value, Mapping):
+        formats = list(dict.fromkeys(str(item) for item in value.values()))
+        chosen = [[str(key) for key, item in value.items() if str(item) == one] for one in formats]
+        parts = [join([_some(names), " as ", code(one)]) for names, one in zip(chosen, formats, strict=True)]
+        return join(["Store anew: ", join(parts, "; "), "."])
+    if name == "ranges" and isinstance(value, Mapping):
+        names = [str(key) for key in value]
+        return join(["Calibrate the input ranges of ", _some(names), " again, on text like these prompts."])
+    if name == "kernel" and isinstance(value, list):
+        return join(["Run ", _some(texts(value)), " on another kernel, or correct how they are loaded."])
     if name == "pin" and isinstance(value, Mapping):
         pins = [f"{package}=={version}" for package, version in value.items()]
         return join(["Pin the package: ", code(shlex.join(["pip", "install", *pins])), "."])
     if name == "config" and isinstance(value, Mapping):
         fields = [join(["set ", code(str(field)), " to ", code(_short(item))]) for field, item in value.items()]
         return join(["In the candidate's ", code("config.json"), ", ", join(fields, ", "), "."])
-    opening = {
-        "baseline": "Measure it against another baseline: ",
-        "tokenizer": "Correct the tokenizer: ",
-        "recalibrate": "Calibrate again: ",
-    }.get(name, f"{name.replace('_', ' ').capitalize()}: ")
+    opening = _OPENINGS.get(name, f"{name.replace('_', ' ').capitalize()}: ")
     return join([opening, code(_short(value)), "."])
+
+
+def _some(names: Sequence[str], limit: int = 6) -> Html:
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return join([join([code(words.shortened(name, 72)) for name in names[:limit]], ", "), more])
 
 
 def _short(value: Any) -> str:

@@ -75,7 +75,7 @@ def cell(name: str, value: Any) -> Node:
     if isinstance(value, float):
         return words.significant(facts.number(value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {cell('', item)}" for key, item in list(value.items())[:6]) or words.DASH
+        return join([join([f"{key} ", cell("", item)]) for key, item in list(value.items())[:6]], ", ") or words.DASH
     if isinstance(value, list):
         more = f" and {len(value) - 6:,} more" if len(value) > 6 else ""
         return join([join([cell(name, item) for item in value[:6]], ", "), more]) if value else words.DASH
@@ -110,19 +110,28 @@ def _nothing(_step: Step, _told: Diagnosis) -> Parts:
 
 def _baseline(step: Step, _told: Diagnosis) -> Parts:
     parts: Parts = []
+    guilty = [place for cause in step.causes for place in cause.places]
     fields = facts.mappings(step.details.get("fields"))
     if fields:
         parts += [tag("h3", "Fields that differ"), _differing(fields)]
     differences = diagnosis.by_name(facts.mapping(step.details.get("differences")).items())
+    excess = diagnosis.by_name(facts.mapping(step.details.get("excess")).items())
+    if len(excess) > 1:
+        caption = (
+            "How far every quantized linear lies from the baseline's, in units of what rounding in its own format"
+            " explains: at 1 it is a quantization of its namesake, far above it is another tensor."
+        )
+        parts += [tag("h3", "Is every linear a quantization of its namesake?")]
+        parts.append(Picture(diagnosis_figures.among_all(excess, guilty, "distance over rounding's"), caption))
     if differences:
-        guilty = [place for cause in step.causes for place in cause.places]
         worst = sorted(differences, key=lambda point: (point.name not in guilty, -point.value))
         rows = [(point.name, point.value) for point in worst]
-        parts += [
-            tag("h3", "Tensors that differ the most"),
-            tag("p", "Norm of the difference over that of the baseline's tensor, in one gauge.", class_="muted"),
-            _values(rows, "relative difference", guilty),
-        ]  # fmt: skip
+        note = "Norm of the difference over that of the baseline's tensor, in one gauge."
+        content = [tag("p", note, class_="muted"), _values(rows, "relative difference", guilty)]
+        if any(name in guilty for name, _ in rows):
+            parts += [tag("h3", "Tensors that differ the most"), *content]
+        else:
+            parts.append(folded(f"How much every tensor differs ({len(rows):,})", *content))
     gauge = facts.text(step.details.get("gauge"))
     if gauge and gauge != "none":
         parts.append(
@@ -166,23 +175,28 @@ def _layers(step: Step, told: Diagnosis) -> Parts:
     trials = diagnosis.trials(step.details)
     if trials:
         caption = (
-            "The search, in the order it was made. Each test restores some linears in the candidate, or quantizes them"
-            " alone in the baseline, and measures the loss again on the same prompts: what share of it that gives back,"
-            " or brings about. Bars are 95 % intervals, paired by prompt."
+            "The search, in the order it was made. Each test restores some linears in the candidate, stores them"
+            " anew there, or quantizes them alone in the baseline, and measures the loss again on the same prompts:"
+            " what share of it that gives back, or brings about. Bars are 95 % intervals, paired by prompt."
         )
         parts += [tag("h3", "The search"), Picture(diagnosis_figures.search(trials), caption)]
         parts.append(folded(f"Every test ({len(trials):,})", _trials(trials, told)))
     curve = diagnosis.curve(step.details)
     if len(curve) > 1:
         caption = (
-            "How much of the loss comes back as more linears are restored. A step is a culprit; a curve along the"
-            " straight line is damage that is spread evenly."
+            "Each point is a test: how many linears it restored, and the share of the loss that came back. A line that"
+            " leaps up at the left is a culprit; one along the dots is damage that is spread evenly."
         )
         parts += [tag("h3", "How the loss comes back"), Picture(diagnosis_figures.recovery(curve), caption)]
     errors = diagnosis.by_name(facts.mapping(step.details.get("weight_errors")).items())
     if errors:
         figure = diagnosis_figures.among_all(errors, guilty, "error of the weight")
         parts += [tag("h3", "What the weights show"), Picture(figure, _ranked(errors, guilty))]
+    sensitive = facts.mapping(step.details.get("sensitive"))
+    if sensitive:
+        said = "Restoring these recovers something, but rounding them anew costs as much: they are not broken."
+        parts += [tag("h3", "Sensitive, not broken"), tag("p", said, class_="muted")]
+        parts.append(_values(sorted(shares_of(sensitive), key=lambda row: -row[1]), "share of the loss", guilty))
     prior = facts.mappings(step.details.get("prior"))
     if prior:
         parts.append(folded(f"What was suspected first ({len(prior):,})", listing(prior[:_MANY])))
@@ -215,6 +229,11 @@ def _trials(trials: Sequence[diagnosis.Trial], told: Diagnosis) -> Html:
     return table(columns, lines)
 
 
+def shares_of(values: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The numbers of a mapping, by name."""
+    return [(str(name), found) for name, value in values.items() if (found := facts.number(value)) is not None]
+
+
 def _values(rows: Sequence[tuple[str, float]], title: str, guilty: Iterable[str]) -> Html:
     """Names with one number each, the largest first; the guilty ones marked, the rest folded away."""
     marked = set(guilty)
@@ -230,7 +249,7 @@ def _values(rows: Sequence[tuple[str, float]], title: str, guilty: Iterable[str]
 
 
 _KNOWN: dict[str, tuple[Callable[[Step, Diagnosis], Parts], frozenset[str]]] = {
-    "baseline": (_baseline, frozenset({"fields", "differences", "gauge"})),
+    "baseline": (_baseline, frozenset({"fields", "differences", "gauge", "excess"})),
     "kernels": (_kernels, frozenset({"layers", "logits_max"})),
-    "layers": (_layers, frozenset({"tests", "curve", "weight_errors", "prior"})),
+    "layers": (_layers, frozenset({"tests", "curve", "weight_errors", "prior", "sensitive"})),
 }

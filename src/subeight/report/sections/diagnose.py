@@ -16,7 +16,8 @@ def summary(records: list[Record]) -> list[Node]:
     lines: list[Node] = []
     for record in records:
         told = diagnosis.diagnosis(record)
-        lines += told.words or [_headline(told)]
+        first, *rest = told.words or (_headline(told),)
+        lines += [paragraph(prose(first), class_="lead"), *(paragraph(prose(line)) for line in rest)]
     return lines
 
 
@@ -85,8 +86,14 @@ def _cause(cause: Cause, said: bool) -> Html:
         tag("div", kind, class_="kind"),
         paragraph(prose(_sentence(cause))) if said or not cause.sentence else Html(""),
         tag("div", join(shown, " "), more, class_="places") if shown else Html(""),
-        tag("div", repairs.share(cause.recovered), tag("span", " of the loss recovered", class_="muted")),
+        _recovered(cause.recovered),
     )
+
+
+def _recovered(share: facts.Measure) -> Html:
+    if share.value is None:
+        return Html("")
+    return paragraph(repairs.share(share), tag("span", " of the loss recovered", class_="muted"))
 
 
 def _nothing(told: Diagnosis) -> list[Html | Picture]:
@@ -97,10 +104,15 @@ def _nothing(told: Diagnosis) -> list[Html | Picture]:
             " more, wherever they stand, so no repair of a few places helps: what helps is more bits or better rounding"
             " everywhere."
         )
+    elif layers is not None and facts.mapping(layers.details.get("sensitive")):
+        said = (
+            "Nothing is broken. Some linears are sensitive: restoring them gives back part of the loss, and rounding"
+            " them anew in the same format costs as much. What helps is more bits for them."
+        )
     else:
         said = (
             "Nothing was found guilty, and that is an answer: every suspect below that could be tested was changed"
-            " alone, and the loss on these prompts stayed."
+            " alone, and none explains the loss on these prompts."
         )
     open_ = [step.suspect for step in told.steps if step.verdict == "unknown"]
     parts: list[Html | Picture] = [tag("p", said, class_="answer")]
@@ -160,10 +172,7 @@ def _skipped(told: Diagnosis) -> list[Html]:
         if step.verdict == "skipped":
             reasons.setdefault(step.evidence, []).append(step.suspect)
     return [
-        paragraph(
-            f"{words.listed(names).capitalize()} {'was' if len(names) == 1 else 'were'} skipped: ",
-            prose(why or words.DASH),
-        )
+        paragraph(tag("b", words.listed(names).capitalize()), ": ", prose(why or "skipped."))
         for why, names in reasons.items()
     ]
 
@@ -230,10 +239,13 @@ def _prescription(told: Diagnosis, of: str) -> list[Section]:
     content: list[Html | Picture] = [
         paragraph("The repair as a whole, applied to the candidate and measured again on the same prompts."),
         table(columns, lines),
-        tag("p", repairs.share(done.recovered), tag("span", " of the loss recovered", class_="muted")),
+        _recovered(done.recovered),
     ]
-    if names := repairs.restored(told):
-        content += [tag("h3", "What it restores"), _names(names)]
+    if rows := repairs.stored(told):
+        lines = [[code(words.shortened(name, 72)), how] for name, how in rows]
+        columns = [Column("linear"), Column("stored")]
+        rest = [folded(f"All {len(rows):,}", table(columns, lines[:2000]))] if len(rows) > _FEW_PLACES else []
+        content += [tag("h3", "What it stores anew"), table(columns, lines[:_FEW_PLACES]), *rest]
     return [Section(f"The prescription{of}", content)]
 
 
@@ -241,12 +253,6 @@ def _change(done: diagnosis.Prescription) -> str:
     if done.before.value is None or done.after.value is None or not done.before.value:
         return words.DASH
     return _signed_percent(done.after.value / done.before.value - 1)
-
-
-def _names(names: list[str]) -> Html:
-    shown = bullets(code(words.shortened(name, 72)) for name in names[:_FEW_PLACES])
-    rest = names[_FEW_PLACES:]
-    return join([shown, folded(f"{len(rest):,} more", bullets(code(n) for n in rest[:2000]))]) if rest else shown
 
 
 def _untested(told: Diagnosis, of: str) -> list[Section]:
