@@ -1,4 +1,4 @@
-"""A server of a tiny model that answers as vLLM does, or as servers that take no ids or know no echo do; with faults."""
+"""A server of a tiny model that answers as vLLM does, or as one that takes no ids or knows no echo; with faults."""
 
 import json
 import threading
@@ -88,10 +88,10 @@ def serving(model: Any, tokenizer: Any, **manners: Any) -> Iterator[str]:
     answering = Answering(model, tokenizer, replace(Manners(), **manners))
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - http.server's name
+        def do_GET(self) -> None:
             self._send(200, {"data": [{"id": "tiny"}]})
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             work = answering.chat if self.path.endswith("/chat/completions") else answering.completion
             made = work(body)

@@ -1,10 +1,14 @@
 """A served model: healthy ones are cleared in every dialect; a wrong kernel, BOS and template are each named."""
 
+import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import tokenizers
 import transformers
+from benchmarks import served as bench
 
 from subeight.diagnose import kernels, served
 from subeight.diagnose.finding import Finding
@@ -122,8 +126,14 @@ def test_both_halves_are_one_finding(pair: Pair, model) -> None:
     assert "within float noise" in finding.evidence and finding.details["served"]["messages"]["questions"] == 4
 
 
-def test_llama_cpp_answers_for_real(real_model, tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is built by benchmarks/served.py alone")
-    pytest.importorskip(
-        "llama_cpp.server.app", reason="llama-cpp-python[server] is built by benchmarks/served.py alone"
-    )
+@pytest.mark.real
+def test_llama_cpp_python_answers_for_real(real_model, tmp_path: Path) -> None:
+    python = os.environ.get("LLAMA_CPP_PYTHON") or (sys.executable if find_spec("llama_cpp") else None)
+    if python is None:
+        pytest.skip("llama-cpp-python is not installed; LLAMA_CPP_PYTHON may name an interpreter that has it")
+    real_model("smollm2")
+    case = bench.case_of(tmp_path)
+    for cell in ("healthy", "template"):
+        options, kind = bench.CELLS[cell]
+        finding = bench.examined(case, Path(python), options)
+        assert [cause.kind for cause in finding.causes] == ([] if kind is None else [kind]), finding.evidence
