@@ -32,11 +32,11 @@ def numbers(causes=(), **verdict):
 def test_a_culprit_comes_first_with_what_its_repair_brings_and_costs():
     assert story(numbers([CAUSE])) == [
         "Guilty, layers: The scales of model.layers.3.mlp.down_proj are wrong.",
-        "Repaired, the loss goes from 0.8473 to 0.0415 (95.1% of it recovered, 92.0% to 98.0%),"
-        " for 663.6 kB more (+1.86%).",
+        "Repaired, the loss goes from 0.847 to 0.0415 (95.1 % of it recovered, 92.0 to 98.0 %),"
+        " for 664 kB more (+1.9 %).",
         "To do: pin torch==2.7.0.",
         "The repair as a recipe: `runs/x/prescription.yaml`.",
-        "As used, it loses 0.8473 (0.745 to 0.949) nats per token (KL) on 64 prompts, most in german (1.6);"
+        "As used, it loses 0.847 (0.745 to 0.949) nats per token (KL) on 64 prompts, most in german (1.6);"
         " on the control, 0.021.",
         "Cleared: baseline, kernels.",
         "Not decided: stack.",
@@ -63,11 +63,11 @@ def test_many_causes_are_counted_and_a_cause_without_sentence_is_said():
 
 
 @pytest.mark.parametrize(
-    ("added", "words"), [(0, "no bytes are added"), (-2500, "for 2.5 kB less (-0.01%)"), (None, "")]
+    ("added", "words"), [(0, "no bytes are added"), (-2500, "for 2.5 kB less (-0.0 %)"), (None, "")]
 )
 def test_the_price(added, words):
     line = story(numbers([CAUSE], bytes_added=added))[1]
-    assert line.endswith(f"{words}.") if words else line.endswith("98.0%).")
+    assert line.endswith(f"{words}.") if words else line.endswith("98.0 %).")
 
 
 @pytest.mark.parametrize("causes", [(), (CAUSE,)])

@@ -53,9 +53,9 @@ def _repair(verdict: Mapping[str, Any], done: Mapping[str, Any]) -> list[str]:
     if before is None or after is None or share is None:
         return ["The repair was not applied and measured."]
     ends = verdict.get("recovered_ci")
-    known = f", {ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
+    known = f", {100 * ends[0]:.1f} to {100 * ends[1]:.1f} %" if ends else ""
     lines = [
-        f"Repaired, the loss goes from {before:.4g} to {after:.4g} ({share:.1%} of it recovered{known})"
+        f"Repaired, the loss goes from {before:.3g} to {after:.3g} ({100 * share:.1f} % of it recovered{known})"
         f"{_price(verdict.get('bytes_added'), verdict.get('bytes'))}."
     ]
     if words := done.get("words"):
@@ -70,16 +70,16 @@ def _price(added: float | None, before: float | None) -> str:
         return ""
     if added == 0:
         return ", and no bytes are added"
-    share = f" ({added / before:+.2%})" if before else ""
+    share = f" ({100 * added / before:+.1f} %)" if before else ""
     return f", for {_size(abs(added))} {'more' if added > 0 else 'less'}{share}"
 
 
 def _size(count: float) -> str:
     for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
+        if count < 999.5:  # what three digits still say
+            return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.4g} GB"
+    return f"{count:.3g} GB"
 
 
 def _loss(numbers: Mapping[str, Any]) -> list[str]:
@@ -87,16 +87,16 @@ def _loss(numbers: Mapping[str, Any]) -> list[str]:
     if value is None:
         return []
     ends = numbers.get("loss_ci")
-    known = f" ({ends[0]:.4g} to {ends[1]:.4g})" if ends else ""
+    known = f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
     unit = _UNITS.get(str(numbers.get("metric")).split(":")[0], "")
     on = f" on {numbers['prompts']:,} prompts" if numbers.get("prompts") else ""
-    line = f"As used, it loses {value:.4g}{known} {unit}".rstrip() + on
+    line = f"As used, it loses {value:.3g}{known} {unit}".rstrip() + on
     categories = {name: part["loss"] for name, part in (numbers.get("categories") or {}).items() if "loss" in part}
     if len(categories) > 1:
         worst = max(categories, key=lambda name: categories[name] or 0)
-        line += f", most in {worst} ({categories[worst]:.4g})"
+        line += f", most in {worst} ({categories[worst]:.3g})"
     control = (numbers.get("control") or {}).get("loss")
-    return [f"{line}; on the control, {control:.4g}." if control is not None else f"{line}."]
+    return [f"{line}; on the control, {control:.3g}." if control is not None else f"{line}."]
 
 
 def _others(findings: Sequence[Mapping[str, Any]], verdict: str, title: str) -> list[str]:
