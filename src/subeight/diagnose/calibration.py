@@ -31,6 +31,9 @@ from subeight.text import read_documents
 from subeight.text.tokens import encode
 
 LEFT = 0.5  # of the loss must be left after local repairs for the text itself to be suspected
+# More text of what is measured helps any model: 3-bit smollm2 got back 16 % of its loss in German although a quarter of
+# its calibration was German, and 61 % where none was.
+MISSED = 0.25
 
 
 @dataclass
@@ -64,7 +67,8 @@ def examine(case: Case) -> Examined:
     if experts.loss is not None:
         case = case.with_repair(experts.loss, swaps=case.swaps | experts.swaps)
         trial = Trial(case, trial.spent)
-    text = _examine_text(trial, known, confined, reached)
+    # what the text left out is then the expert: one cause, told once
+    text = _Text() if experts.causes else _examine_text(trial, known, confined, reached)
     if text.candidate is not None and text.loss is not None:
         gauge = align(case.baseline, text.candidate, device=case.computing.device)
         case = case.with_repair(text.loss, candidate=text.candidate, gauge=gauge)
@@ -111,22 +115,26 @@ def _recalibrated(trial: Trial, known: Known, worst: str) -> _Text:
     after = trial.measure(target)
     share = trial.share(after, mask=mask)
     details = {"category": worst, "windows": count, "of": len(ids), "recovered": share.value, "recovered_ci": share.ci}
-    if not is_guilty(share):
+    if not _is_missed(share):
         words = f"Calibrated again with half of its windows of {worst}, it recovered {share.value:.0%} of the loss."
         return _Text(words, details=details)
     before = trial.measure(again(case, known, known.ids, "repeated"))
     against = trial.share(after, before=before, mask=mask)
     details |= {"own_text": before.value, "recovered": against.value, "recovered_ci": against.ci}
-    if not is_guilty(against):
+    if not _is_missed(against):
         words = (
-            f"The same recipe on its own text recovers as much ({share.value - against.value:.0%} of the loss) as with "
-            f"half of its windows of {worst} ({share.value:.0%}): the candidate is not what its recipe makes."
+            f"Made again with half of its windows of {worst} it recovered {share.value:.0%} of the loss, but made again "
+            f"on its own text {share.value - against.value:.0%}: the candidate is not what its recipe makes."
         )
         return _Text(words, details=details)
     repair = {"recalibrate": {"category": worst, "source": known.source, "share": count / len(ids)}}
     repair["recalibrate"]["checkpoint"] = str(target.directory)
     cause = Cause("calibration", "category", (worst,), _guilty_words(known, worst, against), against, repair)
     return _Text("", [cause], target, after, details)
+
+
+def _is_missed(share: Interval) -> bool:
+    return is_guilty(share) and share.value >= MISSED
 
 
 def _guilty_words(known: Known, worst: str, share: Interval) -> str:

@@ -17,8 +17,8 @@ from subeight.probe.coverage import coverage
 from subeight.text import Sample, compare_coverage
 
 CONFINED = 1.5  # times the loss elsewhere, from bound to bound, makes a failure of one category
-UNSEEN = 0.25  # of a category's tokens never occur in calibration
-TIMES = 2.0  # as often as in the prompts of the other categories, where there are some
+UNSEEN = 0.15  # of a category's tokens never occur in calibration
+TIMES = 1.5  # as many as of other text: the second half of calibration against its first, or the other prompts
 WEIGHTS = 2e11  # weights times tokens that comparing two texts may cost
 FEWEST = 2048  # tokens of each text that are compared at least
 
@@ -70,7 +70,8 @@ class Reached:
     """What the failing prompts reach and calibration does not."""
 
     unseen: float = 0.0  # share of the worst category's tokens that calibration never holds
-    unseen_elsewhere: float | None = None
+    usual: float = 0.0  # share of the second half of calibration that its first half never holds
+    elsewhere: float | None = None  # share of the other categories' tokens
     warnings: tuple[str, ...] = ()  # scripts, special tokens, channels
     ranges: list[dict[str, Any]] = field(default_factory=list)
     channels: list[dict[str, Any]] = field(default_factory=list)
@@ -81,14 +82,15 @@ class Reached:
     @property
     def is_beyond(self) -> bool:
         """Whether calibration missed something of the worst category."""
-        far = self.unseen >= UNSEEN
-        if far and self.unseen_elsewhere is not None:
-            far = self.unseen >= TIMES * self.unseen_elsewhere
-        return far or bool(self.warnings)
+        other = self.usual if self.elsewhere is None else min(self.usual, self.elsewhere)
+        return (self.unseen >= UNSEEN and self.unseen >= TIMES * other) or bool(self.warnings)
 
     def words(self, worst: str) -> str:
         """In a sentence or two."""
-        said = [f"{self.unseen:.0%} of the tokens of {worst} never occur in the calibration text."]
+        said = [
+            f"{self.unseen:.0%} of the tokens of {worst} never occur in the calibration text (of its own second half "
+            f"{self.usual:.0%} never occur in its first)."
+        ]
         return " ".join([*said, *(f"{line.rstrip('.')}." for line in self.warnings)])
 
 
@@ -103,9 +105,12 @@ def reached_of(case: Case, ids: Tensor, prompts: list[Sample], worst: str) -> Re
     tokenizer = case.baseline.tokenizer()
     rows = ids.tolist()
     mine = [sample for sample in prompts if sample.category == worst]
-    others = [sample.ids for sample in prompts if sample.category != worst]
     text = compare_coverage(rows, [sample.ids for sample in mine], tokenizer)
+    healthy = () if case.control is None else case.control.sequences.samples
+    others = [sample.ids for sample in (*prompts, *healthy) if sample.category != worst]
     elsewhere = compare_coverage(rows, others, tokenizer).unseen_tokens if others else None
+    half = len(rows) // 2
+    usual = compare_coverage(rows[:half], rows[half:], tokenizer).unseen_tokens if half else 0.0
     weights = sum(linear.shape[0] * linear.shape[1] for linear in case.baseline.linears if linear.block is not None)
     most = max(FEWEST, int(WEIGHTS / max(weights, 1)))
     part = ids[: max(2, most // ids.shape[1])]
@@ -124,6 +129,7 @@ def reached_of(case: Case, ids: Tensor, prompts: list[Sample], worst: str) -> Re
     warned += [line for line in found.get("warnings", ()) if line.startswith("Channels")]
     return Reached(
         text.unseen_tokens,
+        usual,
         elsewhere,
         tuple(warned),
         found.get("ranges", [])[: limits.LISTED],
