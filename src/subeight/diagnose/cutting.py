@@ -19,7 +19,7 @@ from subeight.errors import ModelError
 from subeight.evals.loss import Loss, prompt_loss, token_loss
 from subeight.evals.numbers import Places
 from subeight.evals.passes import BATCH_TOKENS, Pass, Sequences, places_of, run_pass
-from subeight.evals.scoring import ANSWER_TOKENS, Question, measure
+from subeight.evals.scoring import Question, measure
 from subeight.evals.tokens import TokenOutcomes, Workspace, token_outcomes
 from subeight.models.model import Model
 from subeight.text import Batch, EvaluationSet, Sample, batches, evaluate_set, with_answer

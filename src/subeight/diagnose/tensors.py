@@ -1,0 +1,226 @@
+"""Are the candidate's tensors the baseline's? Every one of them, compared in the candidate's gauge.
+
+What was not quantized must equal the baseline's within its storage; what was quantized must be a plausible rounding of
+its namesake. What is not, is put back as the same format would round it (or as it was, if it was not quantized) and
+measured: a low format is no fault of the baseline's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from subeight.diagnose.forensics import Verdict, examine_codes, examine_dense, fresh, heads_of
+from subeight.errors import ModelError
+from subeight.formats import QTensor
+from subeight.models.align import align
+from subeight.models.block import Block
+from subeight.models.gauge import Gauge
+from subeight.models.model import Model
+
+_VECTOR = 1e-4  # relative difference that computing the gauge in float32 may leave
+_USUAL = 2.5  # times the usual difference of its peers: what a dense weight of unknown format may have
+_LEAST = 0.01  # a relative difference below which a dense weight of unknown format is not suspected
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A tensor that is not the baseline's: its verdict, and what the baseline has in its place."""
+
+    name: str
+    kind: str  # permuted, stale, tensor, scales, zeros
+    words: str
+    excess: float
+    given: Tensor | None = None  # the weight to put back [out, in]; None: as the baseline has it
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the baseline's examination answers for it; scales and zero points are the layers'."""
+        return self.kind in ("permuted", "stale", "tensor")
+
+
+@dataclass
+class Tensors:
+    """What the comparison of all tensors found."""
+
+    gauge: Gauge
+    suspects: list[Suspect]
+    excess: dict[str, float]
+    unquantized: dict[str, float] = field(default_factory=dict)  # relative differences
+    allowed: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_other_model(self) -> bool:
+        """Whether so much differs that it is another model: what was not quantized, or most linears."""
+        vectors = [name for name, difference in self.unquantized.items() if difference > self.allowed[name]]
+        linears = [suspect for suspect in self.suspects if suspect.kind in ("permuted", "stale")]
+        many = len(vectors) >= 3 and 3 * len(vectors) >= len(self.unquantized)
+        return many or 2 * len(linears) >= max(len(self.excess), 2)
+
+
+@dataclass
+class _Looker:
+    """Looks at each pair of blocks while the gauge is found."""
+
+    candidate: Model
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    dense: dict[str, float] = field(default_factory=dict)
+    given: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, block: Block, other: Block) -> None:
+        for view in block.structure.linears():
+            self.see(view.info.name, block.weight(view), other.weight(view))
+
+    def see(self, name: str, weight: Tensor, found: Tensor) -> None:
+        stored = self._stored(name)
+        if stored is None:
+            self.dense[name] = float((weight - found).norm() / weight.norm().clamp_min(1e-30))
+            return
+        verdict = examine_codes(weight, stored)
+        self.verdicts[name] = verdict
+        if verdict.kind in ("permuted", "stale"):
+            self.given[name] = fresh(weight, stored.format)
+
+    def has_codes(self, name: str) -> bool:
+        return self.candidate.codes is not None and name in self.candidate.codes
+
+    def _stored(self, name: str) -> QTensor | None:
+        """The linear's codes; None where it is not quantized, or in a format that ours cannot say."""
+        if self.candidate.codes is None or name not in self.candidate.codes:
+            return None
+        try:
+            return self.candidate.codes.read(name)
+        except ModelError:
+            return None
+
+
+def compare_tensors(baseline: Model, candidate: Model, device: torch.device | str = "cpu") -> Tensors:
+    """Finds the gauge and judges every tensor on the way; each is read once."""
+    look = _Looker(candidate)
+    gauge = align(baseline, candidate, device=device, look=look)
+    _see_ends(look, baseline, candidate, gauge)
+    rounded = _rounded(look.dense, candidate)
+    excess = {name: verdict.excess for name, verdict in look.verdicts.items()}
+    made = Tensors(gauge, [], excess)
+    for name, verdict in look.verdicts.items():
+        if verdict.kind != "rounding":
+            made.suspects.append(_suspect(name, verdict, candidate, look.given.get(name)))
+    if rounded:
+        _judge_dense(made, rounded, gauge, baseline, candidate)
+    linears = {*look.verdicts, *look.dense}
+    parameters = {view.info.name: view.parameter for view in candidate.views()}
+    for name, difference in gauge.differences.items():
+        if name in look.verdicts or name in rounded:
+            continue
+        parameter = parameters.get(name, name if name not in linears else f"{name}.weight")
+        allowed = _storage(baseline, candidate, parameter)
+        made.unquantized[name], made.allowed[name] = difference, allowed
+        if difference > allowed:
+            words = gauge.findings.get(name, f"{name} was not quantized and is not the baseline's")
+            made.suspects.append(Suspect(name, "tensor", f"{words.rstrip('.')} (by {difference:.2g})", difference))
+    return made
+
+
+def _rounded(dense: Mapping[str, float], candidate: Model) -> dict[str, float]:
+    """The differences of linears that were quantized in a way that we have no codes for."""
+    if candidate.codes is not None:
+        return {name: value for name, value in dense.items() if name in candidate.codes}
+    return dict(dense) if any(value > _LEAST for value in dense.values()) else {}
+
+
+def _see_ends(look: _Looker, baseline: Model, candidate: Model, gauge: Gauge) -> None:
+    """Embeddings and head, where they are quantized; otherwise the gauge has compared them."""
+    for info in candidate.linears:
+        if info.block is not None or info.kind == "tied":
+            continue
+        if look.has_codes(info.name):
+            weight = aligned_end(baseline, gauge, f"{info.name}.weight")
+            look.see(info.name, weight, candidate.weights.read(f"{info.name}.weight").float())
+        else:
+            look.dense[info.name] = gauge.differences.get(info.name, 0.0)
+
+
+def aligned_end(baseline: Model, gauge: Gauge, name: str) -> Tensor:
+    """The baseline's embeddings or head in the gauge, float32."""
+    ends = gauge.ends
+    weight = baseline.weights.read(name).float()
+    if name == ends.head and ends.norm is not None:
+        if gauge.rotation is not None:
+            weight = (weight * (baseline.weights.read(ends.norm).float() + ends.offset)) @ gauge.rotation
+        return weight if gauge.final is None else weight * gauge.final
+    return weight if gauge.rotation is None or name != ends.embedding else weight @ gauge.rotation
+
+
+def _suspect(name: str, verdict: Verdict, candidate: Model, given: Tensor | None) -> Suspect:
+    return Suspect(name, verdict.kind, _words(name, verdict, candidate.skeleton.head_dim), verdict.excess, given)
+
+
+def _words(name: str, verdict: Verdict, head_dim: int | None) -> str:
+    far = f"it lies {verdict.excess:.1f} times as far from it as rounding would put it"
+    if verdict.kind == "permuted" and verdict.order is not None:
+        heads = heads_of(verdict.order, head_dim)
+        if heads is not None:
+            swapped = [head for head, other in enumerate(heads) if head != other]
+            here = " ".join(map(str, swapped[:8]))
+            there = " ".join(str(heads[head]) for head in swapped[:8])
+            more = " ..." if len(swapped) > 8 else ""
+            return f"{name} holds the baseline's heads in another order ({here}{more} are its {there}{more})"
+        what = "columns" if verdict.by_columns else "rows"
+        return f"{name} holds the baseline's {what} in another order"
+    if verdict.kind == "stale":
+        return f"{name} is not a rounding of the baseline's: {far}, and {verdict.words}"
+    what = {"scales": "scales", "zeros": "zero points"}[verdict.kind]
+    return f"{name} has the baseline's codes under other {what}: {far}"
+
+
+def _judge_dense(
+    made: Tensors, differences: Mapping[str, float], gauge: Gauge, baseline: Model, candidate: Model
+) -> None:
+    """Weights of unknown format: those that differ far more than weights of the same name in other blocks do."""
+    usual = _usual(differences)
+    names = {name for name, value in differences.items() if value > max(_USUAL * usual[name], _LEAST)}
+    names |= {name for name in differences if name in gauge.findings and "not a rounding" in gauge.findings[name]}
+    made.excess |= {name: value / max(usual[name], 1e-6) for name, value in differences.items()}
+    if not names:
+        return
+    for name, weight, found in _read(names, gauge, baseline, candidate):
+        verdict = examine_dense(weight, found, usual[name] * float(weight.norm()))
+        if verdict.kind != "rounding":
+            made.suspects.append(_suspect(name, verdict, candidate, None))
+
+
+def _usual(differences: Mapping[str, float]) -> dict[str, float]:
+    """The median difference of a weight's peers, those of the same last name; of all where it has less than three."""
+    rounded = [value for value in differences.values() if value > 0] or [0.0]
+    by_tail: dict[str, list[float]] = {}
+    for name, value in differences.items():
+        by_tail.setdefault(name.rpartition(".")[2], []).append(value)
+    return {
+        name: median(peers if len(peers := by_tail[name.rpartition(".")[2]]) > 2 else rounded) for name in differences
+    }
+
+
+def _read(names: set[str], gauge: Gauge, baseline: Model, candidate: Model) -> list[tuple[str, Tensor, Tensor]]:
+    """Some linears once more: the baseline's aligned, and the candidate's."""
+    found = []
+    places = {info.name: info.block for info in candidate.linears}
+    for index in sorted({block for name in names if (block := places[name]) is not None}):
+        ours, theirs = (Block(model, index, torch.float32) for model in (baseline, candidate))
+        gauge.apply(ours)
+        views = [view for view in ours.structure.linears() if view.info.name in names]
+        found += [(view.info.name, ours.weight(view).clone(), theirs.weight(view).clone()) for view in views]
+    for name in sorted(name for name in names if places[name] is None):
+        full = f"{name}.weight"
+        found.append((name, aligned_end(baseline, gauge, full), candidate.weights.read(full).float()))
+    return found
+
+
+def _storage(baseline: Model, candidate: Model, name: str) -> float:
+    """The relative difference that storing a parameter in the coarser of its two types explains."""
+    try:
+        types = [model.weights.dtype(name) for model in (baseline, candidate)]
+    except KeyError:
+        return _VECTOR
+    return max(_VECTOR, *(torch.finfo(dtype).eps / 2 for dtype in types))
