@@ -44,7 +44,7 @@ RECIPES = {
 }
 WINDOWS = {"dense": (24, 128), "mixtral": (32, 128), "smollm2": (12, 256)}  # calibration
 TEXT = {"dense": 150, "mixtral": 150, "smollm2": 240}  # characters of a prompt
-TUNING = {"dense": 1e-3, "mixtral": 1e-3, "smollm2": 2e-4}  # learning rates of the fine-tunes
+TUNING = {"dense": (1e-3, 8), "mixtral": (1e-3, 8), "smollm2": (2e-4, 2)}  # of the fine-tunes: rate, rows a step
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Base:
         def build(directory: Path) -> None:
             model = transformers.AutoModelForCausalLM.from_pretrained(self.directory, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.directory)
-            finetuned(model, tokenizer, steps, seed, TUNING[self.name])
+            finetuned(model, tokenizer, steps, seed, *TUNING[self.name])
             dtype = Model(self.directory).stored_dtype
             model.to(dtype).save_pretrained(directory)
             tokenizer.save_pretrained(directory)

@@ -28,6 +28,7 @@ from benchmarks.faults.kinds.draft import Answer, Unplantable  # noqa: E402
 from benchmarks.faults.plant import SCRATCH, Case, plant  # noqa: E402
 
 import subeight  # noqa: E402
+from subeight.verbs.diagnose import Complaint, diagnose  # noqa: E402
 
 # How many cases of each kind, by set and base. 160 + 40 with a fault, 100 without one or with damage spread evenly.
 SETS: dict[str, dict[str, dict[str, int]]] = {
@@ -132,17 +133,16 @@ def diagnosed(case: Case, directory: Path) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         with environment(case.environment):
-            result = subeight.diagnose(
-                str(case.candidate),
-                str(case.baseline),
+            complaint = Complaint(
                 prompts=str(case.prompts),
                 control=str(case.control) if case.control else None,
                 calibration=str(case.calibration) if case.calibration else None,
                 last_good=str(case.last_good) if case.last_good else None,
                 replay=case.replay,
                 python=case.python,
-                options=subeight.Options(out=directory / "run", quiet=True, threads=1),
             )
+            options = subeight.Options(out=directory / "run", quiet=True, threads=1)
+            result = diagnose(str(case.candidate), str(case.baseline), complaint=complaint, options=options)
     except Exception as error:  # a case that fails is a wrong answer, and the others go on
         why = f"{type(error).__name__}: {error}"
         return {"right": False, "why": why, "false": [], "seconds": time.perf_counter() - started}

@@ -131,12 +131,12 @@ def train(
     return step
 
 
-def finetuned(model: Any, tokenizer: Any, steps: int, seed: int, rate: float = 1e-3) -> Any:
+def finetuned(model: Any, tokenizer: Any, steps: int, seed: int, rate: float = 1e-3, rows: int = 8) -> Any:
     """A short fine-tune of a model, in place, on the packaged calibration text in an order of `seed`."""
     ids = {name: [encode(text, tokenizer) for text in texts] for name, texts in builtin("calibration").items()}
     before = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    train(model, windows(ids, seed + 1, 8, (tokenizer.bos_token_id, tokenizer.eos_token_id)), steps, rate, warm=5)
+    train(model, windows(ids, seed + 1, rows, (tokenizer.bos_token_id, tokenizer.eos_token_id)), steps, rate, warm=5)
     torch.random.set_rng_state(before)
     return model
 

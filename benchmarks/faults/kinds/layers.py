@@ -88,7 +88,7 @@ def pair(base: Base, chooser: random.Random, directory: Path, attempt: int) -> D
     reader = checkpoint.read(names[1])
     group = reader.format.group or 32
     at = chooser.randrange(reader.shape[1] // group)
-    factor = (4.0, 5.0, 6.0, 8.0)[min(3, attempt // 3)]
+    factor = (3.0, 4.0, 5.0, 6.0)[min(3, attempt // 3)]
     rows = slice(at * group, (at + 1) * group)
 
     def enlarge_rows(weight: QTensor) -> QTensor:
