@@ -123,7 +123,7 @@ def _recalibrated(trial: Trial, known: Known, worst: str) -> _Text:
     details |= {"own_text": before.value, "recovered": against.value, "recovered_ci": against.ci}
     if not _is_missed(against):
         words = (
-            f"Made again with half of its windows of {worst} it recovered {share.value:.0%} of the loss, but made again "
+            f"Made again with half of its windows of {worst} it recovered {share.value:.0%} of the loss, made again "
             f"on its own text {share.value - against.value:.0%}: the candidate is not what its recipe makes."
         )
         return _Text(words, details=details)
