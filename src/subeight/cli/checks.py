@@ -38,6 +38,7 @@ def verify(
     baseline: Baseline = None,
     fail_on: FailOn = None,
     summary: Annotated[Path | None, typer.Option("--summary", help="write a summary in Markdown here")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="rebuild the old stack, name the guilty package")] = False,
     out: Out = None,
     threads: Threads = None,
     device: Annotated[str | None, typer.Option("--device", help="another device than the lock's")] = None,
@@ -48,7 +49,14 @@ def verify(
     """The locked evaluation again, on today's stack: pass (0), regressed (1), bad input (2) or undecided (3)."""
     options = Options(out=out, threads=threads, quiet=quiet, trust_remote_code=trust_remote_code, command=command())
     done = verbs.verify(
-        candidate, lock, baseline=baseline, fail_on=fail_on, summary=summary, device=device, options=options
+        candidate,
+        lock,
+        baseline=baseline,
+        fail_on=fail_on,
+        summary=summary,
+        replay=replay,
+        device=device,
+        options=options,
     )
     show(done, as_json=as_json)
     return done.exit_status

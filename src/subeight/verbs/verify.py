@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from subeight.lock.lockfile import Lock, kept_numbers
 from subeight.lock.measure import Remeasured, checkpoint_record, find_place, remeasure
+from subeight.lock.replay import Replay
+from subeight.lock.replay import replay as replay_stack
+from subeight.lock.rerun import Rerun
 from subeight.lock.verdict import Rule, Verdict, overall, parse_policy
 from subeight.lock.words import markdown, sentences
 from subeight.models.model import Model
@@ -24,19 +28,23 @@ def verify(
     baseline: str | None = None,
     fail_on: str | None = None,
     summary: Path | None = None,
+    replay: bool = False,
     device: str | None = None,
     options: Options | None = None,
 ) -> Result:
     """Measures the locked evaluation on today's stack; `exit_status` is 0 (pass), 1 (regressed) or 3 (undecided).
 
     Precision, device, threads and seed are the lock's; `device` and `options.threads` change them on purpose.
-    `fail_on` is a policy such as `kl>0.02,top1<0.97,german:kl>0.05`; `summary` is written in Markdown.
+    `fail_on` is a policy such as `kl>0.02,top1<0.97,german:kl>0.05`; `summary` is written in Markdown. With `replay`
+    the old stack is rebuilt where a number differs, and the packages that changed are flipped one at a time.
 
     Raises:
         RecordError: the lock is missing, damaged or of another model, or the policy cannot be read.
     """
     path = Path(lock)
     held, rules = Lock.read(path), parse_policy(fail_on)
+    for rule in rules:
+        rule.hit(held.numbers)  # a condition on what this evaluation does not have is refused before anything runs
     session = Session("verify", _as_locked(held, options or Options(), device))
     base, opened = session.model(baseline or find_place(held.baseline, path)), session.model(candidate)
     identity = {"lock": held.to_json(), "candidate": opened.coordinate, "fail_on": fail_on}
@@ -44,6 +52,10 @@ def verify(
         found = remeasure(path, held, base, opened, session.computing, session.cache)
         numbers, verdict, lines = _judged(found, rules)
         numbers |= {"fail_on": fail_on, "replay": None}
+        if replay:
+            again = _replayed(found, Rerun.of(path, held, base, opened))
+            numbers["replay"], lines = again.to_dict(), [*lines, *again.words]
+            numbers["words"] = lines
         record = _record(session, held, opened, found, numbers)
         if summary is not None:
             atomic_write(summary, markdown(lines, found, verdict, opened.label))
@@ -61,6 +73,14 @@ def _as_locked(held: Lock, options: Options, device: str | None) -> Options:
         device=device or given.device,
         dtype=given.dtype,
     )
+
+
+def _replayed(found: Remeasured, rebuilder: Rerun) -> Replay:
+    """The old stack rebuilt in a directory that is gone afterwards."""
+    if found.candidate_changes:
+        return Replay(words=["Nothing is replayed: the candidate is not the locked checkpoint."])
+    with TemporaryDirectory(prefix="subeight-replay-") as root:
+        return replay_stack(found.changes, found.before, found.today, rebuilder.below(Path(root)))
 
 
 def _judged(found: Remeasured, rules: Sequence[Rule]) -> tuple[dict[str, Any], Verdict, list[str]]:

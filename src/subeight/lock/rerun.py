@@ -1,0 +1,73 @@
+"""The locked evaluation run by another interpreter: `subeight verify` in an environment with some older packages."""
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from subeight.errors import UndecidedError
+from subeight.lock.environment import Environments
+from subeight.lock.lockfile import Lock
+from subeight.lock.outcomes import Outcome
+from subeight.models.model import Model
+from subeight.records import Run
+
+_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What is run, and with which settings; `below` says where environments and results go."""
+
+    lock: Path
+    candidate: str
+    baseline: str
+    device: str
+
+    @classmethod
+    def of(cls, path: Path, lock: Lock, baseline: Model, candidate: Model) -> Self:
+        """The evaluation of a lock with these models."""
+        return cls(path.resolve(), _found(candidate), _found(baseline), lock.evaluation.device)
+
+    def below(self, root: Path) -> "Environment":
+        """A rebuilder that writes below `root`, which the caller removes."""
+        return Environment(self, root.resolve(), Environments(root.resolve()))
+
+
+@dataclass
+class Environment:
+    """A `Rebuilder` of real environments."""
+
+    what: Rerun
+    root: Path
+    environments: Environments
+    runs: int = 0
+
+    def fetch(self, package: str, version: str) -> str | None:
+        """Gets an old version; returns why that cannot be, else None."""
+        return self.environments.fetch(package, version)
+
+    def run(self, pins: Mapping[str, str]) -> Outcome:
+        """What every sample gives with these packages; raises UndecidedError where that stack cannot run it."""
+        self.runs += 1
+        out = self.root / f"run-{self.runs}"
+        command = [
+            str(self.environments.python(pins)), "-m", "subeight.cli.main", "verify", self.what.candidate,
+            "--lock", str(self.what.lock), "--baseline", self.what.baseline, "--device", self.what.device,
+            "--threads", str(torch.get_num_threads()), "--out", str(out), "--quiet", "--json",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.root, timeout=_SECONDS)
+        # Whether it passed does not matter here, only that it measured.
+        if not (out / "record.json").is_file():
+            lines = done.stderr.strip().splitlines() or ["it ended without a word"]
+            pinned = ", ".join(f"{name}=={version}" for name, version in pins.items())
+            raise UndecidedError(f"With {pinned} the locked evaluation does not run: {lines[-1][:300]}")
+        return Outcome.of_rows(Run.open(out).read_samples())
+
+
+def _found(model: Model) -> str:
+    """The files of a model by their path: another environment need not find the same under an alias or a hub id."""
+    return str((model.source.gguf or model.directory).resolve())
