@@ -1,9 +1,11 @@
 """A tiny model, its checkpoint with packed 4-bit weights, and a case that asks why the checkpoint fails."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 
 from subeight import Options, quantize
 from subeight.diagnose.case import Case, Settings
@@ -50,11 +52,11 @@ class Pair:
         return case.with_repair(loss, whole=loss)
 
 
-def make(folder: Path, recipe: str = RECIPE, rows: int = 8) -> Pair:
+def make(folder: Path, recipe: str = RECIPE, rows: int = 8, save: Callable[[Path], Path] = small.save_llama) -> Pair:
     """Writes the two models and the prompts into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cache").mkdir()
-    base = small.save_llama(folder / "base")
+    base = save(folder / "base")
     given = small.write_recipe(folder / "recipe.yaml", recipe)
     prompts = small.write_rows(folder / "prompts.jsonl", small.text_rows(rows))
     options = Options(threads=1, quiet=True, dtype="float32", evals=(str(prompts),), out=folder / "made")
@@ -65,3 +67,14 @@ def make(folder: Path, recipe: str = RECIPE, rows: int = 8) -> Pair:
     finally:
         parity.check = checked
     return Pair(folder, base, folder / "made", prompts)
+
+
+def save_mixtral(directory: Path) -> Path:
+    """A tiny Mixtral, whose experts transformers fuses into one tensor, with the small tokenizer."""
+    sizes = {**small.SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}
+    before = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes)).float().eval().save_pretrained(directory)
+    torch.random.set_rng_state(before)
+    small.tokenizer().save_pretrained(directory)
+    return directory

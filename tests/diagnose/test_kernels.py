@@ -9,7 +9,7 @@ from subeight.diagnose.finding import Finding
 from subeight.diagnose.products import Product
 from subeight.errors import InputError
 from subeight.export import packed
-from tests.diagnose.packed_case import Pair, make
+from tests.diagnose.packed_case import RECIPE, Pair, make, save_mixtral
 
 DOWN = ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj")  # the only linears of 64 x 96
 KERNEL = """
@@ -43,6 +43,17 @@ import transformers
 plain = transformers.PreTrainedModel.eval
 def evaluated(self):
     self.model.norm.weight.data[:8] *= -3
+    return plain(self)
+transformers.PreTrainedModel.eval = evaluated
+"""
+
+EXPERTS = """
+import transformers
+plain = transformers.PreTrainedModel.eval
+def evaluated(self):
+    for name, value in self.named_parameters():
+        if name.endswith("experts.down_proj"):
+            value.data *= 3
     return plain(self)
 transformers.PreTrainedModel.eval = evaluated
 """
@@ -142,6 +153,31 @@ def test_a_linear_that_was_not_loaded_is_told_from_one_that_was_unpacked_wrong()
         ("kernel", ("c",)),
     ]
     assert made[0].sentence.startswith("In the packed model a of the shape 8 x 8 was not loaded")
+
+
+def test_rounded_inputs_are_no_fault_and_do_not_hide_one(tmp_path: Path, environment) -> None:
+    rounded = make(
+        tmp_path / "rounded", RECIPE.replace("int4:g32:sym", "int8:channel") + "inputs: int8:token\n", rows=4
+    )
+    case = rounded.case()
+    finding, _ = kernels.examine(case)
+    assert finding.verdict == "cleared", finding.evidence
+    environment(KERNEL)
+    finding, _ = kernels.examine(case)
+    _guilty(finding, "kernel", DOWN)
+
+
+def test_fused_experts_are_compared_by_their_weights(tmp_path: Path, environment) -> None:
+    experts = make(tmp_path / "experts", rows=4, save=save_mixtral)
+    case = experts.case()
+    finding, _ = kernels.examine(case)
+    assert finding.verdict == "cleared", finding.evidence
+    environment(EXPERTS)
+    finding, _ = kernels.examine(case)
+    assert finding.verdict == "guilty", finding.evidence
+    (cause,) = finding.causes
+    assert cause.kind == "unpacking" and len(cause.places) == 8
+    assert all(place.endswith("w2") for place in cause.places)
 
 
 def test_a_dense_directory_runs_too(pair: Pair) -> None:
