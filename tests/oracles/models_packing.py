@@ -74,3 +74,30 @@ def dense(codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray, group_of: np
             difference = np.float32(int(codes[row, column]) - int(zeros[row, group]))
             weight[row, column] = difference * np.float32(scales[row, group])
     return weight
+
+
+def bnb_dense(state: dict[str, np.ndarray], shape: tuple[int, int], block: int, nested: dict | None) -> np.ndarray:
+    """bitsandbytes' 4-bit weight, code by code; `nested` has `blocksize` and `offset` of doubly quantized scales."""
+    weight = np.empty(shape[0] * shape[1], dtype=np.float32)
+    packed = state["weight"].reshape(-1)
+    for place in range(len(weight)):
+        byte = int(packed[place // 2])
+        code = byte >> 4 if place % 2 == 0 else byte & 15
+        scale = state["weight.absmax"][place // block]
+        if nested is not None:
+            outer = state["weight.nested_absmax"][place // block // nested["blocksize"]]
+            inner = np.float32(state["weight.nested_quant_map"][int(scale)]) * np.float32(outer)
+            scale = np.float32(inner + np.float32(nested["offset"]))
+        weight[place] = np.float32(state["weight.quant_map"][code]) * np.float32(scale)
+    return weight.reshape(shape)
+
+
+def hqq_words(codes: np.ndarray, bits: int, per: int) -> np.ndarray:
+    """HQQ's stacked rows: codes [rows, columns] in `per` layers, the first in the highest bits of each number."""
+    height = -(-len(codes) // per)
+    words = np.zeros((height, codes.shape[1]), dtype=np.int32)
+    for row in range(len(codes)):
+        layer, at = divmod(row, height)
+        for column in range(codes.shape[1]):
+            words[at, column] |= int(codes[row, column]) << (bits * (per - 1 - layer))
+    return words

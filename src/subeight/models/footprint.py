@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from subeight.models.linear_info import LinearInfo
 from subeight.models.model import Model
+from subeight.models.weights import GgufWeights
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,16 @@ def footprint(model: Model) -> Footprint:
         if linear.block is None:
             continue
         count += linear.count
-        if model.codes is not None and linear.name in model.codes:
-            size += model.codes.nbytes(linear.name)
-        else:
-            size += linear.count * linear.dtype.itemsize
+        size += stored_bytes(model, linear)
     return Footprint(size, count)
+
+
+def stored_bytes(model: Model, linear: LinearInfo) -> int:
+    """The bytes that one linear takes in the checkpoint."""
+    if model.codes is not None and linear.name in model.codes:
+        return model.codes.nbytes(linear.name)
+    if isinstance(model.weights, GgufWeights):
+        found = model.weights.nbytes(f"{linear.name}.weight")
+        if found is not None:
+            return found
+    return linear.count * linear.dtype.itemsize

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from subeight.errors import ModelError
 from subeight.models.linear_info import LinearInfo
 from subeight.models.read.gguf import GgufTensors, gguf_config
+from subeight.models.read.gguf_codes import GgufReader
 from subeight.models.read.quantized import Codes, quantized_tensors
 from subeight.models.read.safetensors import Stored, index_directory
 from subeight.models.skeleton import Skeleton, one_line
@@ -54,13 +55,15 @@ class Model:
         self.weights: Weights = self._open_weights()
 
     def _open_weights(self) -> Weights:
+        modules = self.skeleton.model.named_modules()
+        conv1d = [name for name, module in modules if isinstance(module, Conv1D)]
         if self.source.gguf is not None:
-            config = gguf_config(self.source.gguf)
-            return GgufWeights(GgufTensors(self.source.gguf, self.skeleton.model, config), self.skeleton.model)
+            tensors = GgufTensors(self.source.gguf, self.skeleton.model, gguf_config(self.source.gguf))
+            codes = Codes(GgufReader(tensors, conv1d))
+            self.codes = codes if codes.names else None
+            return GgufWeights(tensors, self.skeleton.model)
         stored: dict[str, Stored] = dict(index_directory(self.source.directory))
         if self.quantization is not None:
-            modules = self.skeleton.model.named_modules()
-            conv1d = [name for name, module in modules if isinstance(module, Conv1D)]
             self.codes, stored = quantized_tensors(dict(self.quantization), stored, conv1d)
         return StoredWeights(stored, self.skeleton.model)
 

@@ -184,6 +184,10 @@ class GgufWeights:
     def names(self) -> Iterable[str]:
         return self._tensors.names()
 
+    def nbytes(self, name: str) -> int | None:
+        """Stored bytes of a parameter; None where it is not one tensor of the file (fused experts)."""
+        return self._tensors.nbytes(name) if name in self._tensors.names() else None
+
     def dtype(self, name: str) -> torch.dtype:  # noqa: ARG002 - the protocol's; all are dequantized alike
         return torch.float32
 

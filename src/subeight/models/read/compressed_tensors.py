@@ -19,7 +19,8 @@ from subeight.models.linear_info import Decided, LinearInfo
 
 Get = Callable[[str], Tensor]
 METHOD = "compressed-tensors"
-READABLE = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+_FP4 = {"nvfp4-pack-quantized": "nvfp4", "mxfp4-pack-quantized": "mxfp4"}  # two codes to a byte
+READABLE = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", *_FP4)
 _INPUT_GRIDS = ("int8", "int4", "fp8")
 
 
@@ -110,6 +111,8 @@ def from_args(args: dict[str, Any], scale_dtype: torch.dtype = torch.bfloat16) -
     bits, kind = int(args.get("num_bits", 8)), str(args.get("type", "int"))
     group = args.get("group_size")
     strategy = args.get("strategy") or ("tensor" if group is None else "channel" if group == -1 else "group")
+    if kind == "float" and bits == 4:
+        return _fp4_format(strategy, group)
     if kind == "int" and 2 <= bits <= 8:
         grid = f"int{bits}"
     elif kind == "float" and bits == 8 and args.get("scale_dtype") is None:
@@ -127,6 +130,15 @@ def from_args(args: dict[str, Any], scale_dtype: torch.dtype = torch.bfloat16) -
         symmetric=bool(args.get("symmetric", True)),
         scale_dtype=scale_dtype,
     )
+
+
+def _fp4_format(strategy: str, group: Any) -> Format:
+    found = {("tensor_group", 16): "nvfp4", ("group", 32): "mxfp4"}.get((strategy, group))
+    if found is None:
+        raise ModelError(
+            f"The checkpoint stores fp4 with a scale per {strategy} of {group}; nvfp4 (16) and mxfp4 (32) can be read."
+        )
+    return Format.parse(found)
 
 
 @dataclass(frozen=True)
@@ -171,8 +183,8 @@ class Reader:
         scheme = self.scheme(name)
         if scheme is None or scheme.weights is None:
             return None
-        if scheme.weights.get("actorder") in ("group", "dynamic"):
-            raise ModelError(f"{name} has reordered columns (actorder: group), which are not supported; use another.")
+        if scheme.format in _FP4:
+            return _fp4_linear(name, _FP4[scheme.format], get)
         scales = _part(name, "weight_scale", get)
         format = from_args(scheme.weights, scales.dtype)
         codes = _codes(name, scheme, format, get)
@@ -235,6 +247,21 @@ def _part(name: str, part: str, get: Get) -> Tensor:
         raise ModelError(
             f"The checkpoint lacks {name}.{part}, which its config asks for; is a shard missing?"
         ) from error
+
+
+def _fp4_linear(name: str, grid: str, get: Get) -> QTensor:
+    packed, scales = _part(name, "weight_packed", get), _part(name, "weight_scale", get)
+    format, width = Format.parse(grid), 2 * packed.shape[1]
+    if tuple(scales.shape) != (len(packed), format.groups(width)):
+        raise ModelError(f"{name}.weight_scale has the shape {list(scales.shape)}, which {grid} does not have.")
+    exponents = scales.to(torch.int32) - 127  # of mxfp4
+    return QTensor(
+        format=format,
+        shape=(len(packed), width),
+        codes=torch.stack((packed & 15, packed >> 4), dim=2).flatten(1),
+        scales=scales.float() if grid == "nvfp4" else torch.ldexp(torch.ones(scales.shape), exponents),
+        global_scale=_part(name, "weight_global_scale", get).float() if grid == "nvfp4" else None,
+    )
 
 
 def _codes(name: str, scheme: Scheme, format: Format, get: Get) -> Tensor:

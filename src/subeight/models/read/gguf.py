@@ -126,6 +126,15 @@ class GgufTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._places[name].shape
 
+    def kind(self, name: str) -> GGMLQuantizationType:
+        """The type of ggml in which this tensor is stored."""
+        return self._places[name].kind
+
+    def nbytes(self, name: str) -> int:
+        """The bytes that this tensor takes in the file."""
+        place = self._places[name]
+        return int(np.prod(place.stored)) * place.dtype.itemsize
+
     def read(self, name: str) -> Tensor:
         """One parameter; raises ModelError where the file lacks it or ends before it does."""
         place = self._places.get(name)

@@ -15,10 +15,13 @@ from subeight.models.read import compressed_tensors
 from subeight.models.read.autoround import METHODS as AUTOROUND
 from subeight.models.read.autoround import autoround_reader
 from subeight.models.read.awq import AwqReader
+from subeight.models.read.bitsandbytes import BitsandbytesReader
 from subeight.models.read.compressed_linears import CompressedReader
 from subeight.models.read.gptq import GptqReader
+from subeight.models.read.hqq import HqqReader
 from subeight.models.read.reader import CodeReader
 from subeight.models.read.safetensors import Stored
+from subeight.models.read.torchao import TorchaoReader
 
 _Open = Callable[[Mapping[str, Any], Mapping[str, Stored]], CodeReader]
 READERS: dict[str, _Open] = {
@@ -26,6 +29,9 @@ READERS: dict[str, _Open] = {
     "gptq": GptqReader,
     "awq": AwqReader,
     **dict.fromkeys(AUTOROUND, autoround_reader),
+    "bitsandbytes": BitsandbytesReader,
+    "hqq": HqqReader,
+    "torchao": TorchaoReader,
 }
 
 
@@ -107,7 +113,7 @@ def quantized_tensors(
     Raises:
         ModelError: a quantization method or layout that cannot be read.
     """
-    method = config.get("quant_method")
+    method = config.get("quant_method") or ("bitsandbytes" if config.get("load_in_8bit") else None)  # older ones
     if method not in READERS:
         raise ModelError(
             f"The checkpoint is quantized by the method {method!r}; {', '.join(READERS)} and full precision can be "

@@ -68,8 +68,13 @@ class StoredTensor:
         return data.view(self.dtype).view(self.shape)
 
 
-def index_file(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one file by name; raises ModelError where the file is damaged or cut short."""
+def file_metadata(path: Path) -> dict[str, str]:
+    """The words that a file has beside its tensors; raises ModelError where the file is damaged."""
+    return {str(key): str(value) for key, value in (_header(path)[0].get("__metadata__") or {}).items()}
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a file, and the byte at which its tensors begin."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
@@ -82,8 +87,15 @@ def index_file(path: Path) -> dict[str, StoredTensor]:
             raise ModelError(f"{path} is not a safetensors file: its header is not JSON.") from error
     if not isinstance(header, dict):
         raise ModelError(f"{path} is not a safetensors file: its header is no table of tensors.")
+    return header, 8 + length
+
+
+def index_file(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file by name; raises ModelError where the file is damaged or cut short."""
+    header, data = _header(path)
     header.pop("__metadata__", None)
-    tensors = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
+    tensors = {name: _entry(path, name, entry, data) for name, entry in header.items()}
+    size = path.stat().st_size
     for name, tensor in tensors.items():
         if tensor.stop > size:
             raise ModelError(
