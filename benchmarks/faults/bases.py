@@ -77,18 +77,19 @@ class Base:
 
         return self.made(f"{recipe}{tag}", build)
 
-    def finetuned(self, steps: int, seed: int) -> Path:
+    def finetuned(self, steps: int, seed: int, rate: float | None = None) -> Path:
         """A short fine-tune of the baseline: another checkpoint of the same model."""
+        usual, rows = TUNING[self.name]
 
         def build(directory: Path) -> None:
             model = transformers.AutoModelForCausalLM.from_pretrained(self.directory, dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.directory)
-            finetuned(model, tokenizer, steps, seed, *TUNING[self.name])
+            finetuned(model, tokenizer, steps, seed, rate or usual, rows)
             dtype = Model(self.directory).stored_dtype
             model.to(dtype).save_pretrained(directory)
             tokenizer.save_pretrained(directory)
 
-        return self.made(f"finetuned-{steps}-{seed}", build)
+        return self.made(f"finetuned-{steps}-{seed}{'-far' if rate else ''}", build)
 
     def rotated(self, seed: int) -> Path:
         """The baseline with its residual stream rotated (QuaRot's R1): the same function, other weights."""

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -133,20 +134,10 @@ def diagnosed(case: Case, directory: Path) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         with environment(case.environment):
-            complaint = Complaint(
-                prompts=str(case.prompts),
-                control=str(case.control) if case.control else None,
-                calibration=str(case.calibration) if case.calibration else None,
-                last_good=str(case.last_good) if case.last_good else None,
-                replay=case.replay,
-                python=case.python,
-            )
-            options = subeight.Options(out=directory / "run", quiet=True, threads=1)
-            result = diagnose(str(case.candidate), str(case.baseline), complaint=complaint, options=options)
+            numbers = elsewhere(case, directory) if case.interpreter else here(case, directory / "run")
     except Exception as error:  # a case that fails is a wrong answer, and the others go on
         why = f"{type(error).__name__}: {error}"
         return {"right": False, "why": why, "false": [], "seconds": time.perf_counter() - started}
-    numbers = result.numbers
     causes = numbers["verdict"]["causes"]
     right, why = judged(case.answer, causes)
     return {
@@ -171,6 +162,32 @@ def diagnosed(case: Case, directory: Path) -> dict[str, Any]:
         "bytes": numbers["verdict"]["bytes"],
         "seconds": time.perf_counter() - started,
     }
+
+
+def here(case: Case, out: Path) -> dict[str, Any]:
+    """The numbers of a diagnosis in this process."""
+    complaint = Complaint(
+        prompts=str(case.prompts),
+        control=str(case.control) if case.control else None,
+        calibration=str(case.calibration) if case.calibration else None,
+        last_good=str(case.last_good) if case.last_good else None,
+        replay=case.replay,
+    )
+    options = subeight.Options(out=out, quiet=True, threads=1)
+    return diagnose(str(case.candidate), str(case.baseline), complaint=complaint, options=options).numbers
+
+
+def elsewhere(case: Case, directory: Path) -> dict[str, Any]:
+    """The numbers of a diagnosis by another interpreter, through the command line."""
+    assert case.interpreter is not None
+    command = [case.interpreter, "-m", "subeight.cli.main", "diagnose", str(case.candidate), "--json", "--quiet"]
+    command += ["--baseline", str(case.baseline), "--prompts", str(case.prompts), "--threads", "1"]
+    command += ["--out", str(directory / "run"), *(["--replay"] if case.replay else [])]
+    command += ["--last-good", str(case.last_good)] if case.last_good else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.stdout.strip():
+        raise RuntimeError(done.stderr.strip()[-500:])
+    return json.loads(done.stdout)["numbers"]
 
 
 def judged(answer: Answer, causes: list[dict[str, Any]]) -> tuple[bool, str]:

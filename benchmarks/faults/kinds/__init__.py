@@ -1,6 +1,6 @@
 """The kinds of faults, each one function `(base, chooser, directory, attempt) -> Draft`."""
 
-from benchmarks.faults.kinds import baseline, calibration, healthy, layers, runtime
+from benchmarks.faults.kinds import baseline, calibration, healthy, layers, packages, runtime
 
 KINDS = {
     "scales": layers.scales,
@@ -19,7 +19,7 @@ KINDS = {
     "range": calibration.clipped,
     "expert": calibration.expert,
     "kernel": runtime.kernel,
-    "package": runtime.package,
+    "package": packages.package,
     "healthy": healthy.plain,
     "awq": healthy.awq,
     "rotated": healthy.rotated,

@@ -19,6 +19,7 @@ from subeight.formats import QTensor
 
 PLAIN = ("rtn4", "gptq4", "gptq3", "rtn3")
 STEPS = {"dense": (40, 120), "mixtral": (40, 120), "smollm2": (10, 25)}  # of a fine-tune
+OLD = {"dense": (150, 6e-3), "mixtral": (150, 8e-3), "smollm2": (12, 5e-3)}  # steps and rate: far from the baseline
 
 
 def permuted(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
@@ -42,19 +43,20 @@ def permuted(base: Base, chooser: random.Random, directory: Path, attempt: int) 
     return draft(base, directory, prompts, healthy, Answer("baseline", "permuted", (name,)))
 
 
-def stale(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:
-    """One linear is that of another checkpoint: a fine-tune, quantized alike."""
+def stale(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
+    """One linear is that of another checkpoint: the model trained on at a high rate, quantized alike."""
     prompts = prompts_of(base, chooser, directory)
     recipe = chooser.choice(("rtn4", "gptq4"))
     healthy = base.candidate(recipe)
-    steps = STEPS[base.name][0 if attempt < 4 else 1]
-    tag = f"-finetuned-{steps}-1"
-    other = base.candidate(recipe, base.finetuned(steps, 1), tag)
+    steps, rate = OLD[base.name]
+    other = base.candidate(recipe, base.finetuned(steps, 1, rate), f"-finetuned-{steps}-1")
     checkpoint, source = Checkpoint(healthy, directory / "candidate"), Checkpoint(other, directory / "other")
     name = chooser.choice([info.name for info in checkpoint.linears if info.kind == "linear"])
     checkpoint.write(name, source.read(name))
     checkpoint.save()
-    return draft(base, directory, prompts, healthy, Answer("baseline", "stale", (name,)), notes={"steps": steps})
+    return draft(
+        base, directory, prompts, healthy, Answer("baseline", "stale", (name,)), notes={"steps": steps, "rate": rate}
+    )
 
 
 def fine_tune(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:

@@ -42,14 +42,14 @@ class Draft:
     calibration: Path | None = None
     last_good: Path | None = None
     replay: bool = False
-    python: str | None = None
+    interpreter: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def given(self) -> dict[str, Any]:
         """The fields that a case takes over."""
-        names = ("candidate", "baseline", "prompts", "control", "calibration", "last_good", "replay", "python")
-        return {**{name: getattr(self, name) for name in names}, "environment": self.environment}
+        names = ("candidate", "baseline", "prompts", "control", "calibration", "last_good", "replay")
+        return {name: getattr(self, name) for name in (*names, "interpreter", "environment")}
 
 
 def hurts(

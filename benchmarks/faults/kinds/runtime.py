@@ -1,4 +1,4 @@
-"""Faults of what runs the model: a kernel that errs on one shape, a package whose version changes the result."""
+"""A kernel that errs on one shape, planted in the processes that run the packed model."""
 
 import random
 from pathlib import Path
@@ -68,8 +68,3 @@ def kernel(base: Base, chooser: random.Random, directory: Path, attempt: int) ->
         environment={"PYTHONPATH": str(site.resolve())},
         notes={"shape": list(shape), "tail": tail},
     )
-
-
-def package(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
-    """A package of another version than the lock's changes an activation function."""
-    raise Unplantable("not built yet", final=True)
