@@ -146,6 +146,14 @@ def test_a_missing_part_is_named():
         opened(parts)[0].read("model.up")
 
 
+@pytest.mark.parametrize("part", ["qweight", "qzeros"])
+def test_words_of_another_size_are_refused(part):
+    made = linear(32, 64, 4, 2)
+    parts = gptq(made.codes, made.zeros, made.scales, 4, v1=True)
+    with pytest.raises(ModelError, match=rf"{part} is packed in torch\.int64"):
+        opened({**parts, part: parts[part].astype(np.int64)})[0].read("model.up")
+
+
 def test_groups_that_do_not_exist_are_refused():
     made = linear(32, 64, 4, 2)
     parts = {**gptq(made.codes, made.zeros, made.scales, 4, v1=True), "g_idx": np.full(64, 5, dtype=np.int32)}

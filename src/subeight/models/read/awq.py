@@ -13,7 +13,7 @@ from torch import Tensor
 
 from subeight.errors import ModelError
 from subeight.formats import QTensor, unpack
-from subeight.models.read.gptq import IntScheme, int_scheme, one_of
+from subeight.models.read.gptq import IntScheme, int_scheme, int_words_of, one_of
 from subeight.models.read.reader import CodeReader, int_format, int_words, require_parts
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that each nibble of a word holds, from the lowest
@@ -66,8 +66,8 @@ class AwqReader(CodeReader):
         groups = self.scheme(name).groups(width)
         expected = {"scales": (groups, rows), "qzeros": (groups, rows // _PER_WORD)}
         require_parts(name, {part: self.part_shape(name, part) for part in expected}, expected)
-        codes = in_order(unpack(self.part(name, "qweight"), 4, rows)).T.contiguous()
-        zeros = in_order(unpack(self.part(name, "qzeros"), 4, rows)).T.contiguous()
+        codes = in_order(unpack(int_words_of(self, name, "qweight"), 4, rows)).T.contiguous()
+        zeros = in_order(unpack(int_words_of(self, name, "qzeros"), 4, rows)).T.contiguous()
         return codes, self.part(name, "scales").T.contiguous(), zeros
 
     def _gemv(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,8 +77,8 @@ class AwqReader(CodeReader):
         padded = gemv_words(width, scheme.group)
         expected = {"scales": (rows, padded * _PER_WORD), "qzeros": (rows, padded)}
         require_parts(name, {part: self.part_shape(name, part) for part in expected}, expected)
-        codes = unpack(self.part(name, "qweight"), 4, width)
-        zeros = unpack(self.part(name, "qzeros"), 4, padded * _PER_WORD)[:, :groups].contiguous()
+        codes = unpack(int_words_of(self, name, "qweight"), 4, width)
+        zeros = unpack(int_words_of(self, name, "qzeros"), 4, padded * _PER_WORD)[:, :groups].contiguous()
         return codes, self.part(name, "scales")[:, :groups].contiguous(), zeros
 
 

@@ -99,8 +99,8 @@ class GptqReader(CodeReader):
         expected = {"scales": (groups, rows), "qzeros": (groups, ceil(rows * scheme.bits / 32))}
         require_parts(name, {part: self.part_shape(name, part) for part in expected}, expected)
         scales = self.part(name, "scales")
-        codes = unpack(self.part(name, "qweight").T.contiguous(), scheme.bits, width)  # int8, the middle at 0
-        zeros = self.zeros(self.part(name, "qzeros"), scheme.bits, rows)
+        codes = unpack(int_words_of(self, name, "qweight").T.contiguous(), scheme.bits, width)  # int8, the middle at 0
+        zeros = self.zeros(int_words_of(self, name, "qzeros"), scheme.bits, rows)
         # A symmetric grid has its zero point in the middle; one that has not is read as what it is.
         symmetric = scheme.symmetric and not bool(zeros.any())
         return QTensor(
@@ -119,6 +119,14 @@ class GptqReader(CodeReader):
             return unpack(packed + _ONES[bits], bits, rows)
         fields = unpack(packed, bits, rows, signed=False).to(torch.int16)
         return (((fields + 1) & (2**bits - 1)) - 2 ** (bits - 1)).to(torch.int8)
+
+
+def int_words_of(reader: CodeReader, name: str, part: str) -> Tensor:
+    """A packed part; ModelError where it is not packed in words of 32 bits."""
+    packed = reader.part(name, part)
+    if packed.dtype != torch.int32:
+        raise ModelError(f"{name}.{part} is packed in {packed.dtype}; words of torch.int32 can be read.")
+    return packed
 
 
 def one_of(config: Mapping[str, Any], keys: tuple[str, ...], default: str, allowed: tuple[str, ...]) -> str:
