@@ -112,13 +112,13 @@ def _recalibrated(trial: Trial, known: Known, worst: str) -> _Text:
         return _Text(f"Too few prompts of {worst} to calibrate on one half and measure on the other.", undecided=True)
     ids, count = mixed(known.ids, fitted, _packaged(case, worst), case)
     target = again(case, known, ids, "recalibrated")
-    after = trial.measure(target)
+    after = trial.measure(target, remade=True)
     share = trial.share(after, mask=mask)
     details = {"category": worst, "windows": count, "of": len(ids), "recovered": share.value, "recovered_ci": share.ci}
     if not _is_missed(share):
         words = f"Calibrated again with half of its windows of {worst}, it recovered {share.value:.0%} of the loss."
         return _Text(words, details=details)
-    before = trial.measure(again(case, known, known.ids, "repeated"))
+    before = trial.measure(again(case, known, known.ids, "repeated"), remade=True)
     against = trial.share(after, before=before, mask=mask)
     details |= {"own_text": before.value, "recovered": against.value, "recovered_ci": against.ci}
     if not _is_missed(against):

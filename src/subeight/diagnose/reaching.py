@@ -19,6 +19,7 @@ from subeight.text import Sample, compare_coverage
 CONFINED = 1.5  # times the loss elsewhere, from bound to bound, makes a failure of one category
 UNSEEN = 0.15  # of a category's tokens never occur in calibration
 TIMES = 1.5  # as many as of other text: the second half of calibration against its first, or the other prompts
+MANY = 0.5  # channels beyond calibration's, per input of the model; two or three are found in healthy cases
 WEIGHTS = 2e11  # weights times tokens that comparing two texts may cost
 FEWEST = 2048  # tokens of each text that are compared at least
 
@@ -126,7 +127,8 @@ def reached_of(case: Case, ids: Tensor, prompts: list[Sample], worst: str) -> Re
             quiet=case.computing.quiet,
         )
     warned = [line for line in text.warnings if "never occur" not in line]
-    warned += [line for line in found.get("warnings", ()) if line.startswith("Channels")]
+    if sum(row["count"] for row in found.get("channels", ())) >= MANY * found.get("groups", 0):
+        warned += [line for line in found.get("warnings", ()) if line.startswith("Channels")]
     return Reached(
         text.unseen_tokens,
         usual,

@@ -81,14 +81,14 @@ class Trial:
     @cached_property
     def probe(self) -> Probe:
         """The case's probe, in which its repairs so far hold."""
-        return self._probe(self.case.candidate)
+        return self._probe(self.case.candidate, self.gauge)
 
-    def _probe(self, candidate: Model) -> Probe:
+    def _probe(self, candidate: Model, gauge: Gauge) -> Probe:
         case = self.case
         return Probe(
             case.baseline,
             candidate,
-            self.gauge,
+            gauge,
             case.question,
             case.computing,
             metric=case.settings.metric,
@@ -96,13 +96,17 @@ class Trial:
             max_memory=case.settings.max_memory,
         )
 
-    def measure(self, candidate: Model) -> Loss:
-        """The loss of another candidate in the same gauge on the failing prompts, with the repairs so far."""
+    def measure(self, candidate: Model, *, remade: bool = False) -> Loss:
+        """The loss of another candidate on the failing prompts, with the repairs so far.
+
+        One that was `remade` may have a gauge of its own; others have the case's.
+        """
         self.spent.evaluations += 1
         self.spent.block_forwards += len(candidate.skeleton.blocks)
         if not self.case.swaps:
             return self.case.measure(candidate)
-        return self._probe(candidate).whole()
+        gauge = align(self.case.baseline, candidate, device=self.case.computing.device) if remade else self.gauge
+        return self._probe(candidate, gauge).whole()
 
     def restore(self, swaps: Swaps) -> Loss:
         """The loss of the candidate with these places restored besides the repairs so far."""
