@@ -122,21 +122,24 @@ def _judged(case: Case, heard: dict[str, _Heard]) -> Cause | str:
         best = messages.best()
         if best != RIGHT and _apart(messages, best) and _mean(messages.distance(best)) <= NOISE:
             return _bos(messages, best, "a conversation")
-        if _is_other_prompt(messages):
+        if _is_other_prompt(messages, rendered):
             return _template(messages, rendered)
     tried = " and ".join({"ids": "token ids"}.get(form, form) for form in heard if form != "rendered")
     return f"The server says to {tried} what the dequantized twin says"
 
 
 def _apart(heard: _Heard, best: str) -> bool:
-    """Whether another reading than the right one explains what the server said."""
+    """Whether another reading than the right one explains what the server said; its count of tokens is half a proof."""
     right = _mean(heard.distance())
-    return right > SOME and _mean(heard.distance(best)) < right / 3
+    nearer = 2 / 3 if heard.counted() is False and heard.counted(best) else 1 / 3
+    return right > SOME and _mean(heard.distance(best)) < right * nearer
 
 
-def _is_other_prompt(heard: _Heard) -> bool:
+def _is_other_prompt(heard: _Heard, rendered: _Heard | None) -> bool:
+    """Whether the messages became another prompt: what the server says to our rendering tells its noise."""
     off = _mean(heard.distance())
-    return off > NOISE or (heard.counted() is False and not off <= SOME)
+    noise = 0.0 if rendered is None else _mean(rendered.distance())
+    return off > max(NOISE, 3 * noise) or (heard.counted() is False and not off <= SOME)
 
 
 def _kernel(case: Case, heard: _Heard, reading: str) -> Cause | str:
