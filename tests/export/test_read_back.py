@@ -151,7 +151,7 @@ def test_a_config_that_cannot_be_read_says_why(said: dict, says: str) -> None:
         ({"num_bits": 1}, "int of 1 bits"),
         ({"num_bits": 4, "type": "float"}, "float of 4 bits"),
         ({"num_bits": 8, "type": "float", "strategy": "block"}, "scale per block"),
-        ({"num_bits": 4, "group_size": 16, "actorder": "group"}, "reordered columns"),
+        ({"num_bits": 4, "group_size": 16, "actorder": "group"}, r"lacks model\.up\.weight_g_idx"),
     ],
 )
 def test_weights_that_cannot_be_held_say_why(args: dict, says: str) -> None:

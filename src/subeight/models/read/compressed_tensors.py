@@ -136,7 +136,7 @@ def _fp4_format(strategy: str, group: Any) -> Format:
     found = {("tensor_group", 16): "nvfp4", ("group", 32): "mxfp4"}.get((strategy, group))
     if found is None:
         raise ModelError(
-            f"The checkpoint stores fp4 with a scale per {strategy} of {group}; nvfp4 (16) and mxfp4 (32) can be read."
+            f"The checkpoint stores float of 4 bits, a scale per {strategy} of {group}; nvfp4 and mxfp4 can be read."
         )
     return Format.parse(found)
 
@@ -178,13 +178,16 @@ class Reader:
     def linear(self, name: str, get: Get) -> QTensor | None:
         """The stored codes and scales of this linear; None where it is stored in full precision.
 
-        `get` returns a tensor of the checkpoint by its full name and raises KeyError for one that it lacks.
+        `get` returns a tensor of the checkpoint by its full name and raises KeyError for one that it lacks. Where the
+        config says `actorder: group`, column `i` has the scale of group `weight_g_idx[i]` instead of its place's.
         """
         scheme = self.scheme(name)
         if scheme is None or scheme.weights is None:
             return None
         if scheme.format in _FP4:
             return _fp4_linear(name, _FP4[scheme.format], get)
+        if scheme.weights.get("actorder") in ("group", "dynamic"):
+            _part(name, "weight_g_idx", get)
         scales = _part(name, "weight_scale", get)
         format = from_args(scheme.weights, scales.dtype)
         codes = _codes(name, scheme, format, get)
