@@ -1,6 +1,7 @@
 """Ranges, text and cleared candidates: each fault is planted and seen named, and a healthy candidate is cleared."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,8 @@ def test_a_category_that_calibration_left_out_is_guilty(folder, base, on_code):
     assert repaired.loss.value < 0.6 * case.loss.value
     assert repaired.candidate.directory.parent == case.cache
     assert cause.repair["recalibrate"]["checkpoint"] == str(repaired.candidate.directory)
+    prescribed = Path(cause.repair["recalibrate"]["source"]).read_text(encoding="utf-8").splitlines()
+    assert sum("дороге" in json.loads(line)["text"] for line in prescribed) >= 3
     assert "confined to german" in finding.evidence
     assert finding.details["text"]["scripts_seen"].get("Cyrillic", 0) == 0
     assert json.loads(json.dumps(finding.to_dict(), allow_nan=False))["verdict"] == "guilty"

@@ -21,7 +21,7 @@ from subeight.diagnose.experts import (
 )
 from subeight.diagnose.finding import Cause, Finding, Outcome
 from subeight.diagnose.reaching import Confinement, Reached, confinement, reached_of
-from subeight.diagnose.recalibrate import Known, again, known_of, mixed
+from subeight.diagnose.recalibrate import Known, again, known_of, mixed, write_text
 from subeight.diagnose.trial import Trial, is_guilty
 from subeight.evals.loss import Loss
 from subeight.evals.stats import Interval
@@ -127,9 +127,11 @@ def _recalibrated(trial: Trial, known: Known, worst: str) -> _Text:
             f"on its own text {share.value - against.value:.0%}: the candidate is not what its recipe makes."
         )
         return _Text(words, details=details)
-    repair = {"recalibrate": {"category": worst, "source": known.source, "share": count / len(ids)}}
-    repair["recalibrate"]["checkpoint"] = str(target.directory)
-    cause = Cause("calibration", "category", (worst,), _guilty_words(known, worst, against), against, repair)
+    text = write_text(case, ids, target.directory.with_name(f"{target.directory.name}.jsonl"))
+    repair = {"category": worst, "source": str(text), "share": count / len(ids), "checkpoint": str(target.directory)}
+    cause = Cause(
+        "calibration", "category", (worst,), _guilty_words(known, worst, against), against, {"recalibrate": repair}
+    )
     return _Text("", [cause], target, after, details)
 
 

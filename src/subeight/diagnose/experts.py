@@ -171,13 +171,19 @@ def _try(trial: Trial, expert: Expert, reads: "_Reads", found: Experts) -> None:
         expert.anew = trial.share(anew, mask=trial.held)
         if _is_missed(expert.anew) and expert.anew.value >= ENOUGH * trial.share(restored, mask=trial.held).value:
             share, swaps = expert.anew, Swaps(given=given)
-            repair = {"recalibrate": {"linears": list(expert.linears)}}
+            repair = {"weights": _formats(trial, expert), "recalibrate": {"linears": list(expert.linears)}}
     found.swaps = found.swaps | swaps
     parts = f"restored it recovers {expert.restored.value:.0%} of the loss"
     if expert.anew is not None:
         parts += f", quantized anew with half of the failing prompts {expert.anew.value:.0%} on the other half"
     sentence = f"The expert {expert.name} was hardly calibrated ({expert.why}): {parts}."
     found.causes.append(Cause("calibration", "expert", expert.linears, sentence, share, repair))
+
+
+def _formats(trial: Trial, expert: Expert) -> dict[str, str]:
+    codes = trial.case.candidate.codes
+    assert codes is not None
+    return {name: str(codes.read(name).format) for name in expert.linears}
 
 
 def _is_missed(share: Interval) -> bool:

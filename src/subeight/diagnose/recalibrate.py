@@ -27,6 +27,7 @@ from subeight.export import exporter_for
 from subeight.models.folds import foldable_groups
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe, load_recipe, resolve
+from subeight.records.files import atomic_write
 from subeight.text import CalibrationSpec, Sample, calibrate
 from subeight.text.calibration import cut
 from subeight.text.tokens import end_document, prefix_of
@@ -166,6 +167,15 @@ def mixed(ids: Tensor, samples: Sequence[Sample], more: Sequence[list[int]], cas
     chosen = [windows[number % len(windows)] for number in range(count)]
     kept = ids[torch.arange(sequences) >= count]  # windows stand in turn of the categories, so any part is a mixture
     return torch.cat([kept, torch.tensor(chosen, dtype=ids.dtype)]), count
+
+
+def write_text(case: Case, ids: Tensor, path: Path) -> Path:
+    """The windows as text, one document each, for the recipe that is prescribed."""
+    tokenizer = case.baseline.tokenizer()
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in ids.tolist()]
+    rows = [json.dumps({"id": f"window-{number}", "text": text}) + "\n" for number, text in enumerate(texts)]
+    atomic_write(path, "".join(rows))
+    return path
 
 
 def again(case: Case, known: Known, ids: Tensor, name: str) -> Model:
