@@ -16,9 +16,15 @@ class Group:
 
     kind: str
     names: tuple[str, ...]
+    outside: bool = False
 
     def is_out_of_proportion(self, share: float, sites: Sites) -> bool:
-        """Whether the group recovers more than its part of the weights would by itself."""
+        """Whether the group recovers more than its part of the weights would by itself.
+
+        The embeddings and the head, usually left alone, are out of proportion wherever they are guilty.
+        """
+        if self.outside:
+            return True
         mine = sum(sites.counts[name] for name in self.names)
         return share >= min(0.9, _PROPORTION * mine / sum(sites.counts.values()))
 
@@ -31,7 +37,7 @@ def exceptions_of(case: Case, sites: Sites) -> Iterator[Group]:
     blocks = len(case.candidate.skeleton.blocks)
     for name in sites.names:
         if not 0 <= sites.position[name] < blocks:
-            yield Group("format", (name,))
+            yield Group("format", (name,), outside=True)
     yield from _coarse(sites, blocks)
 
 

@@ -68,7 +68,8 @@ def token_loss(outcomes: TokenOutcomes, places: Places, metric: str = "kl") -> L
     values = outcomes.kl if metric == "kl" else outcomes.nll_candidate - outcomes.nll_reference
     samples, first, index = np.unique(places.sample, return_index=True, return_inverse=True)
     total = np.bincount(index, weights=values.cpu().numpy().astype(np.float64), minlength=len(samples))
-    return Loss(total, np.bincount(index, minlength=len(samples)).astype(np.float64), places.category[first])
+    count = np.bincount(index, minlength=len(samples)).astype(np.float64)
+    return Loss(np.asarray(total, dtype=np.float64), count, places.category[first])
 
 
 def prompt_loss(wrong: Sequence[bool], category: Sequence[str]) -> Loss:
