@@ -26,7 +26,7 @@ def test_states_of_another_stack_are_not_taken_for_ours(house, caches, tmp_path)
     for dtype in ("float32", "bfloat16"):
         options = house.options(out=tmp_path / dtype, dtype=dtype, eval_tokens=150)
         stack = evaluate(str(house.base), str(house.base), options=options).record.coordinates.stack
-        assert list((caches / "references" / stack).glob("reference-*.safetensors"))
+        assert list((caches / "references" / stack).glob("*/reference-*.safetensors"))
         stacks.add(stack)
     assert len(stacks) == 2
 
@@ -75,3 +75,11 @@ def test_a_directory_that_was_there_and_empty_stays_when_the_input_is_bad(house,
     with pytest.raises(ModelError, match=r"model\.norm\.weight"):
         quantize(str(broken), str(house.rtn), options=Options(out=tmp_path / "out", quiet=True))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_any_package_may_change_what_is_kept(house, monkeypatch):
+    kept = Session("evaluate", house.options()).cache
+    assert Session("evaluate", house.options()).cache == kept
+    monkeypatch.setattr("subeight.verbs.session.distributions", lambda: {"fastsilu": "2"})
+    other = Session("evaluate", house.options()).cache
+    assert other != kept and other.parent == kept.parent

@@ -5,20 +5,24 @@ What must be as it was locked (the baseline) is checked first; what may have cha
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from subeight.errors import RecordError
 from subeight.evals.passes import Computing, reference_pass
 from subeight.evals.scoring import Question, Scored, score
 from subeight.lock.lockfile import Lock, Place
-from subeight.lock.outcomes import Outcome, read_outcomes
+from subeight.lock.outcomes import Outcome, read_outcomes, write_outcomes
 from subeight.lock.probes import compare_probes, probe_kernels
 from subeight.lock.stacks import Change, changes, distributions, source_hash, stack_today
 from subeight.lock.verdict import Difference, differences
 from subeight.models.model import Model
+from subeight.models.precision import compute_dtype
 from subeight.models.source import ALIAS
 from subeight.records import Record, fingerprint
 from subeight.text import EvaluationSet
@@ -43,11 +47,6 @@ class Remeasured:
     def is_same(self) -> bool:
         """Whether every sample gives the locked numbers to the last bit."""
         return all(bool((self.before.total[name] == self.today.total[name]).all()) for name in ("kl", "top1"))
-
-    @property
-    def wrong_probes(self) -> list[str]:
-        """Kernel probes whose result is outside of its float64 error."""
-        return [probe["name"] for probe in self.probes if probe["relation"] == "wrong"]
 
     @property
     def rounding_probes(self) -> list[str]:
@@ -85,6 +84,34 @@ def remeasure(
         probes=compare_probes(lock.probes, [p.to_dict() for p in probe_kernels(baseline, candidate, computing)]),
         candidate_changes=differing_parts(lock.candidate.fingerprint, fingerprint_of(candidate)),
     )
+
+
+@contextmanager
+def as_locked(lock: Lock, device: torch.device, quiet: bool) -> Iterator[Computing]:
+    """The lock's precision and thread count, while it lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(lock.evaluation.threads)
+    try:
+        yield Computing(compute_dtype(lock.evaluation.dtype, device), device, quiet)
+    finally:
+        torch.set_num_threads(before)
+
+
+def lock_prompts(lock: Lock, folder: Path, question: Question, rows: Sequence[Mapping[str, Any]], threads: int) -> Path:
+    """A lock of other prompts with the same two models, for asking them in another environment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "prompts.lock"
+    settings = {"hash": question.evaluation.hash, "threads": threads}
+    made = lock.model_copy(
+        update={
+            "evaluation": lock.evaluation.model_copy(
+                update={**settings, "dtype": str(question.computing.dtype).removeprefix("torch.")}
+            ),
+            "baseline": lock.baseline.model_copy(update={"fingerprint": fingerprint_of(question.baseline)}),
+            "outcomes": write_outcomes(folder / "prompts.lock.d", question.sequences, rows),
+        }
+    )
+    return made.write(path)
 
 
 def fingerprint_of(model: Model) -> dict[str, str]:

@@ -7,6 +7,7 @@ a wrong result.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from subeight.errors import ModelError
 from subeight.evals.passes import Computing
 from subeight.formats import Format, QTensor, pack, unpack
 from subeight.models.model import Model
@@ -244,8 +246,9 @@ def _formats(model: Model) -> list[Format]:
         return []
     found: dict[str, Format] = {}
     for name in model.codes.names:
-        format = model.codes.read(name).format
-        found.setdefault(str(format), format)
+        with suppress(ModelError):  # another tool's codes, which are no format of ours
+            format = model.codes.read(name).format
+            found.setdefault(str(format), format)
     return [found[name] for name in sorted(found)]
 
 

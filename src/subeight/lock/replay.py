@@ -42,6 +42,7 @@ class Replay:
     left: float | None = None
     impossible: list[str] = field(default_factory=list)
     tests: list[dict[str, Any]] = field(default_factory=list)
+    repaired: Outcome | None = None  # what came out with the guilty packages old
     words: list[str] = field(default_factory=list)
 
     @property
@@ -92,6 +93,7 @@ def _replayed(
         return found
     found.guilty = [[flips.packages[name] for name in group] for group in flips.search(list(flips.packages))]
     found.left = flips.left({*found.pins})
+    found.repaired = flips.outcomes[frozenset(found.pins)]
     found.words += _concluded(found)
     return found
 
@@ -105,6 +107,7 @@ class _Flips:
     rebuilder: Rebuilder
     found: Replay
     packages: dict[str, Change] = field(default_factory=dict)
+    outcomes: dict[frozenset[str], Outcome] = field(default_factory=dict)
     _kept: dict[frozenset[str], float] = field(default_factory=dict)
 
     @property
@@ -118,7 +121,7 @@ class _Flips:
             return 1.0
         if key not in self._kept:
             pins = {name: str(self.packages[name].before) for name in sorted(key)}
-            outcome = self.rebuilder.run(pins)
+            outcome = self.outcomes[key] = self.rebuilder.run(pins)
             self._kept[key] = _projected(_vector(outcome) - _vector(self.locked), self.whole)
             pinned = [f"{name}=={version}" for name, version in pins.items()]
             self.found.tests.append({"pinned": pinned, "share": self._kept[key]})

@@ -10,7 +10,6 @@ import torch
 
 from subeight.errors import UndecidedError
 from subeight.lock.environment import Environments
-from subeight.lock.lockfile import Lock
 from subeight.lock.outcomes import Outcome
 from subeight.models.model import Model
 from subeight.records import Run
@@ -26,15 +25,16 @@ class Rerun:
     candidate: str
     baseline: str
     device: str
+    threads: int
 
     @classmethod
-    def of(cls, path: Path, lock: Lock, baseline: Model, candidate: Model) -> Self:
-        """The evaluation of a lock with these models."""
-        return cls(path.resolve(), _found(candidate), _found(baseline), lock.evaluation.device)
+    def of(cls, path: Path, baseline: Model, candidate: Model, device: torch.device, threads: int) -> Self:
+        """The evaluation of the lock at `path` with these models."""
+        return cls(path.resolve(), _found(candidate), _found(baseline), str(device), threads)
 
-    def below(self, root: Path) -> "Environment":
-        """A rebuilder that writes below `root`, which the caller removes."""
-        return Environment(self, root.resolve(), Environments(root.resolve()))
+    def below(self, root: Path, environments: Environments | None = None) -> "Environment":
+        """A rebuilder that writes below `root`, which the caller removes; what was fetched before may be used again."""
+        return Environment(self, root.resolve(), environments or Environments(root.resolve()))
 
 
 @dataclass
@@ -54,10 +54,11 @@ class Environment:
         """What every sample gives with these packages; raises UndecidedError where that stack cannot run it."""
         self.runs += 1
         out = self.root / f"run-{self.runs}"
+        self.root.mkdir(parents=True, exist_ok=True)
         command = [
             str(self.environments.python(pins)), "-m", "subeight.cli.main", "verify", self.what.candidate,
             "--lock", str(self.what.lock), "--baseline", self.what.baseline, "--device", self.what.device,
-            "--threads", str(torch.get_num_threads()), "--out", str(out), "--quiet", "--json",
+            "--threads", str(self.what.threads), "--out", str(out), "--quiet", "--json",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.root, timeout=_SECONDS)
         # Whether it passed does not matter here, only that it measured.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from subeight.lock.measure import Remeasured
+from subeight.lock.stacks import Change
 from subeight.lock.verdict import Difference, Verdict
 
 _SHOWN = 8
@@ -14,7 +15,8 @@ def sentences(found: Remeasured, verdict: Verdict, broken: Sequence[str]) -> lis
     first, *rest = map(_difference, found.differences)
     lines = [f"{verdict}: {first}.", *(f"{words[0].upper()}{words[1:]}." for words in rest)]
     lines += [f"{line[0].upper()}{line[1:]}." for line in broken]
-    lines += [*_candidate(found), _stack(found), _probes(found)]
+    stack = stack_in_words(found.changes)
+    lines += [*_candidate(found), f"{stack[0].upper()}{stack[1:]}.", probes_in_words(found)]
     return [*lines, *_explained(found, verdict)]
 
 
@@ -71,26 +73,35 @@ def _candidate(found: Remeasured) -> list[str]:
     return [f"The candidate is not the locked checkpoint (other {parts}), so its difference is not the stack's alone."]
 
 
-def _stack(found: Remeasured) -> str:
-    if not found.changes:
-        return "Nothing of the stack has changed."
-    shown = "; ".join(map(str, found.changes[:_SHOWN]))
-    more = f"; and {len(found.changes) - _SHOWN} more" if len(found.changes) > _SHOWN else ""
-    return f"Of the stack changed, the most suspicious first: {shown}{more}."
+def stack_in_words(changed: Sequence[Change]) -> str:
+    """What changed, the most suspicious first, without a full stop."""
+    if not changed:
+        return "nothing of the stack has changed"
+    shown = "; ".join(map(str, changed[:_SHOWN]))
+    more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+    return f"of the stack changed, the most suspicious first: {shown}{more}"
 
 
-def _probes(found: Remeasured) -> str:
-    wrong, rounding, total = found.wrong_probes, found.rounding_probes, len(found.probes)
-    if wrong:
-        return (
-            f"{len(wrong)} of {total} kernel probes are wrong, beyond their float64 error: {', '.join(wrong[:_SHOWN])}."
-        )
-    if rounding:
-        return (
-            f"{len(rounding)} of {total} kernel probes round otherwise than in the lock, within their float64 error: "
-            f"{', '.join(rounding[:_SHOWN])}."
-        )
-    return f"All {total} kernel probes give the locked bits."
+def probes_in_words(found: Remeasured) -> str:
+    """What the kernel probes say, the worst first."""
+    named = {
+        relation: [probe["name"] for probe in found.probes if probe["relation"] == relation]
+        for relation in ("wrong", "rounding", "missing")
+    }
+    said = {
+        "wrong": "{} of {} kernel probes are wrong, beyond their float64 error: {}.",
+        "rounding": "{} of {} kernel probes round otherwise than in the lock, within their float64 error: {}.",
+        "missing": "{} of {} kernel probes are on one side only: {}.",
+    }
+    for relation, names in named.items():
+        if names:
+            return said[relation].format(len(names), len(found.probes), ", ".join(names[:_SHOWN]))
+    return f"All {len(found.probes)} kernel probes give the locked bits."
+
+
+def differences_in_words(found: Remeasured) -> str:
+    """Every metric today and in the lock."""
+    return f"{'; '.join(map(_difference, found.differences))}."
 
 
 def _explained(found: Remeasured, verdict: Verdict) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from subeight.errors import InputError, ModelError, OutputError
 from subeight.evals.passes import Computing, context_length
 from subeight.evals.scoring import ANSWER_TOKENS
+from subeight.lock.stacks import distributions
 from subeight.models.model import Model, torch_device
 from subeight.models.precision import compute_dtype
 from subeight.models.source import ALIAS
@@ -22,6 +23,7 @@ from subeight.records import (
     Run,
     Stack,
     default_directory,
+    fingerprint,
     peak_rss_bytes,
     require_comparable,
     require_space,
@@ -69,8 +71,11 @@ class Session:
 
     @property
     def cache(self) -> Path:
-        """Where baselines' states are kept: those of another stack are not the same to the last bit."""
-        return self.options.cache / self.stack.hash
+        """Where baselines' states are kept: those of another stack are not the same to the last bit.
+
+        Any package may change them, so all of them count here, not only those that a stack's fingerprint names.
+        """
+        return self.options.cache / self.stack.hash / fingerprint(distributions())
 
     def model(self, name: str) -> Model:
         """Opens a model as the options say."""

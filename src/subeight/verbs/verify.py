@@ -53,7 +53,7 @@ def verify(
         numbers, verdict, lines = _judged(found, rules)
         numbers |= {"fail_on": fail_on, "replay": None}
         if replay:
-            again = _replayed(found, Rerun.of(path, held, base, opened))
+            again = _replayed(found, Rerun.of(path, base, opened, session.device, session.stack.threads))
             numbers["replay"], lines = again.to_dict(), [*lines, *again.words]
             numbers["words"] = lines
         record = _record(session, held, opened, found, numbers)
