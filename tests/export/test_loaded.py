@@ -1,18 +1,15 @@
 """What plain transformers computes of every kind of checkpoint that we write: all of them in one fresh process."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import MixtralForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
-from subeight.export import ShardWriter, exporter_for, parity
+from subeight.export import ShardWriter, exporter_for
+from subeight.export.packed import Checkpoint, PackedRunner
 from subeight.formats import quantize
 from subeight.recipes import parse_recipe, resolve
 from tests.export.conftest import linears_stored, tiny_mixtral, write
@@ -79,25 +76,23 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("loaded")
     expected: dict[str, Tensor] = {}
-    calls = []
+    asked: dict[str, Tensor] = {}
     for name in (*LLAMA, *MIXTRAL):
         directory = root / name
         if name in MIXTRAL:
-            ids, expected[name] = write_mixtral(directory, MIXTRAL[name])
+            asked[name], expected[name] = write_mixtral(directory, MIXTRAL[name])
         else:
             target = "dense" if name == "dense" else "compressed-tensors"
             written = write(directory, LLAMA[name], target, tie=name == "tied")
-            ids, expected[name] = written.ids, written.expected
-        save_file({"ids": ids}, root / f"{name}.ids")
-        calls.append([str(directory), str(root / f"{name}.ids"), str(root / f"{name}.logits"), "1"])
+            asked[name], expected[name] = written.ids, written.expected
     torch.set_num_threads(threads)
-    several = "import sys, json\nprogram, calls = json.loads(sys.stdin.read())\n"
-    several += "for call in calls:\n    sys.argv = ['-c', *call]\n    exec(program, {})\n"
-    given = json.dumps([parity._PROGRAM, calls])
-    command = [sys.executable, "-I", "-c", several]
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {name: (value, load_file(root / f"{name}.logits")["logits"]) for name, value in expected.items()}
+    found = {}
+    with PackedRunner(isolated=True) as runner:
+        for name, ids in asked.items():
+            report = runner.load(Checkpoint(root / name), threads=1)
+            assert not any(report.values()), (name, report)
+            found[name] = torch.stack(runner.logits(list(ids), [torch.arange(ids.shape[1])] * len(ids)))
+    return {name: (value, found[name]) for name, value in expected.items()}
 
 
 @pytest.mark.parametrize("name", [*LLAMA, *MIXTRAL])
