@@ -6,13 +6,13 @@ measured: a low format is no fault of the baseline's.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from subeight.diagnose.forensics import Verdict, examine_codes, examine_dense, fresh, heads_of
+from subeight.diagnose.forensics import Verdict, examine_codes, examine_dense, fresh, heads_of, relation
 from subeight.errors import ModelError
 from subeight.formats import QTensor
 from subeight.models.align import align
@@ -22,10 +22,14 @@ from subeight.models.model import Model
 
 _VECTOR = 1e-4  # relative difference that computing the gauge in float32 may leave
 _USUAL = 2.5  # times the usual difference of its peers: what a dense weight of unknown format may have
+_EVEN = 1.04  # the excess of nearly all groups where a weight was not rounded to nearest
+_MARGIN = 0.1
+_ALL = 1.05  # times what nine of ten linears have: where there are few blocks, peers alone are too few
+_OUTLIERS = 3  # the linears far off their peers that are tried
 _LEAST = 0.01  # a relative difference below which a dense weight of unknown format is not suspected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suspect:
     """A tensor that is not the baseline's: its verdict, and what the baseline has in its place."""
 
@@ -34,6 +38,7 @@ class Suspect:
     words: str
     excess: float
     given: Tensor | None = None  # the weight to put back [out, in]; None: as the baseline has it
+    unsure: bool = False  # nothing but an experiment tells it from error feedback
 
     @property
     def is_ours(self) -> bool:
@@ -55,7 +60,7 @@ class Tensors:
     def is_other_model(self) -> bool:
         """Whether so much differs that it is another model: what was not quantized, or most linears."""
         vectors = [name for name, difference in self.unquantized.items() if difference > self.allowed[name]]
-        linears = [suspect for suspect in self.suspects if suspect.kind in ("permuted", "stale")]
+        linears = [suspect for suspect in self.suspects if suspect.kind in ("permuted", "stale") and not suspect.unsure]
         many = len(vectors) >= 3 and 3 * len(vectors) >= len(self.unquantized)
         return many or 2 * len(linears) >= max(len(self.excess), 2)
 
@@ -107,6 +112,7 @@ def compare_tensors(baseline: Model, candidate: Model, device: torch.device | st
     for name, verdict in look.verdicts.items():
         if verdict.kind != "rounding":
             made.suspects.append(_suspect(name, verdict, candidate, look.given.get(name)))
+    _judge_outliers(made, look.verdicts, baseline, candidate)
     if rounded:
         _judge_dense(made, rounded, gauge, baseline, candidate)
     linears = {*look.verdicts, *look.dense}
@@ -173,6 +179,40 @@ def _words(name: str, verdict: Verdict, head_dim: int | None) -> str:
         return f"{name} is not a rounding of the baseline's: {far}, and {verdict.words}"
     what = {"scales": "scales", "zeros": "zero points"}[verdict.kind]
     return f"{name} has the baseline's codes under other {what}: {far}"
+
+
+def _judge_outliers(made: Tensors, verdicts: Mapping[str, Verdict], baseline: Model, candidate: Model) -> None:
+    """Linears whose groups all lie farther off than those of their peers do: a neighbour of the baseline's weight."""
+    typical = {name: verdict.typical for name, verdict in verdicts.items()}
+    high = sorted(typical.values())[int(0.9 * (len(typical) - 1))] if typical else 0.0
+    found: dict[str, float] = {}
+    for name, verdict in verdicts.items():
+        limit = _limit([typical[other] for other in typical if other != name and _tail(other) == _tail(name)])
+        limit = max(limit, _ALL * high)
+        if verdict.kind == "rounding" and verdict.even > _EVEN and typical[name] > limit:
+            if verdict.mended == "stale":
+                found[name] = typical[name] / limit
+            else:
+                made.suspects.append(_suspect(name, replace(verdict, kind=verdict.mended), candidate, None))
+    names = set(sorted(found, key=lambda name: -found[name])[:_OUTLIERS])
+    assert candidate.codes is not None or not names
+    for name, weight, theirs in _read(names, made.gauge, baseline, candidate):
+        given = fresh(weight, candidate.codes.read(name).format)  # type: ignore[union-attr]
+        verdict = replace(verdicts[name], kind="stale", words=relation(weight, theirs))
+        made.suspects.append(replace(_suspect(name, verdict, candidate, given), unsure=True))
+
+
+def _limit(peers: list[float]) -> float:
+    """What a typical excess may be, by those of the same name in other blocks."""
+    if len(peers) < 3:
+        return float("inf")
+    ordered = sorted(peers)
+    middle, high = ordered[len(ordered) // 2], ordered[int(0.9 * (len(ordered) - 1))]
+    return high + max(3 * (high - middle), _MARGIN * (high if high > _EVEN else 0.5))
+
+
+def _tail(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _judge_dense(
