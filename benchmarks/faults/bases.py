@@ -74,6 +74,7 @@ class Base:
             path.write_text(content, encoding="utf-8")
             options = subeight.Options(out=directory, quiet=True)
             subeight.quantize(str(source or self.directory), str(path), options=options)
+            path.unlink()
 
         return self.made(f"{recipe}{tag}", build)
 

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import os
 import random
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks.faults.bases import RECIPES, Base
-from benchmarks.faults.kinds import KINDS, layers
+from benchmarks.faults.kinds import KINDS, layers, packages
 from benchmarks.faults.plant import Case, plant
 from safetensors.torch import load_file
 
@@ -124,11 +128,21 @@ def test_config_tokenizer_and_template(shared, tmp_path):
         assert changed(case, shared / "dense" / "rtn4") == set()
 
 
-def test_a_kernel_fault_errs_in_another_process_only(shared, tmp_path):
+PRODUCTS = """
+import sys, torch
+import torch.nn.functional as F
+rows, columns, tail = map(int, sys.argv[1:])
+print(*(int(F.linear(torch.ones(1, w.shape[1]), w)[0, 0]) for w in (torch.ones(rows, columns), torch.ones(3, columns))))
+"""
+
+
+def test_a_kernel_fault_errs_on_one_shape_in_another_process_only(shared, tmp_path):
     case = plant("kernel", "dense", 0, tmp_path / "case", shared)
-    source = (Path(case.environment["PYTHONPATH"]) / "sitecustomize.py").read_text(encoding="utf-8")
-    shape = tuple(case.notes["shape"])
-    assert f"SHAPE, TAIL = {shape}, {case.notes['tail']}" in source
+    shape, tail = tuple(case.notes["shape"]), case.notes["tail"]
+    command = [sys.executable, "-c", PRODUCTS, *map(str, (*shape, tail))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **case.environment}, check=True)
+    assert done.stdout.split() == [str(shape[1] - tail), str(shape[1])]
+    assert float(torch.nn.functional.linear(torch.ones(1, shape[1]), torch.ones(shape))[0, 0]) == shape[1]
     linears = {info.name: info.shape for info in Model(case.candidate).linears}
     assert {linears[name] for name in case.answer.places} == {shape}
     assert changed(case, shared / "dense" / "rtn4") == set()
@@ -146,3 +160,12 @@ def test_prompts_are_short_and_never_of_the_calibration_part(shared, tmp_path):
 def test_every_kind_has_its_row_in_the_table_of_answers():
     table = (Path(__file__).parents[2] / "benchmarks" / "faults" / "README.md").read_text(encoding="utf-8")
     assert [kind for kind in KINDS if f"| `{kind}` |" not in table] == []
+
+
+def test_the_second_version_of_a_package_changes_an_activation(tmp_path):
+    made = packages.wheel(tmp_path, "fastsilu", "2.0", packages.SECOND.replace("FACTOR", "1.2"))
+    zipfile.ZipFile(made).extractall(tmp_path / "installed")
+    code = "import torch.nn.functional as F, torch; print(F.silu(torch.ones(1)).item())"
+    start = f"import site; site.addsitedir({str(tmp_path / 'installed')!r}); {code}"
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(1.2 * torch.nn.functional.silu(torch.ones(1)).item())
