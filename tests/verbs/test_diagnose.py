@@ -106,7 +106,7 @@ def test_two_architectures_are_refused(house, faulty, tmp_path) -> None:
 )
 def test_bad_input_is_one_sentence(house, faulty, tmp_path, complaint, words) -> None:
     given = subeight.Complaint(**{"prompts": str(house.evals), **complaint})
-    with pytest.raises(InputError, match=re.escape(words):
+    with pytest.raises(InputError, match=re.escape(words)):
         subeight.diagnose(str(faulty), str(house.base), complaint=given, options=house.options(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

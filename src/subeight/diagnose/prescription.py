@@ -90,7 +90,8 @@ def _formats(case: Case, causes: Sequence[Cause]) -> dict[str, Format | None]:
 def _measured(case: Case, formats: Mapping[str, Format | None]) -> Loss:
     assert case.gauge is not None
     names = frozenset(formats)
-    kept = Swaps(case.swaps.weights - names, case.swaps.inputs, case.swaps.parameters)
+    given = {name: weight for name, weight in case.swaps.given.items() if name not in names}
+    kept = Swaps(case.swaps.weights - names, case.swaps.inputs, case.swaps.parameters, given)
     probe = Probe(
         case.baseline,
         case.candidate,
