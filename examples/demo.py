@@ -1,8 +1,10 @@
-"""The main job on the embedded model: inspect it, quantize it by several methods at 4 and 3 bits, measure each.
+"""The main job on the embedded model: inspect it, quantize it by several methods at 4 and 3 bits, measure each; then
+break a 3-bit one on purpose and find out why it got worse.
 
     python examples/demo.py --out demo
 
-Demo settings (16 calibration sequences of 512 tokens, 4,096 evaluation tokens): they show the way, they are no results.
+Demo settings (16 calibration sequences of 512 tokens, 4,096 evaluation tokens, 1,024 to diagnose): they show the way,
+they are no results.
 """
 
 import argparse
@@ -14,12 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 import subeight
 from subeight.cli.main import quieten
 from subeight.cli.show import comparison_table, words
 from subeight.models.smollm2 import unpacked
 
 NOTE = "demo settings: 16 calibration sequences of 512 tokens, 4,096 evaluation tokens; never quote these as results"
+BROKEN = "model.layers.11.mlp.down_proj"  # whose scales the demo makes wrong
+DIAGNOSED_TOKENS = 1024
 RECIPES = ("rtn-int4", "awq-int4", "gptq-int4", "rtn-int3", "awq-int3", "gptq-int3")
 
 
@@ -69,8 +75,29 @@ def main() -> None:
         best = min(result.numbers["rows"], key=lambda row: row["kl"])
         shutil.copytree(best["checkpoint"], out / "best")
         words(f"{best['recipe']} in {out / 'best'}: AutoModelForCausalLM.from_pretrained('{out / 'best'}') loads it")
-        page = subeight.report([str(out / "inspect"), str(out / "compare")], out=out / "report.html")
+    with clock.stage("break a 3-bit model, and find out why it got worse"):
+        healthy = next(Path(row["checkpoint"]) for row in result.numbers["rows"] if row["recipe"] == "gptq-int3")
+        broken = _broken(healthy, out / "broken")
+        asked = ("subeight", "diagnose", str(broken))
+        options = subeight.Options(out=out / "diagnose", eval_tokens=DIAGNOSED_TOKENS, note=NOTE, command=asked)
+        found = subeight.diagnose(str(broken), options=options)
+        for line in found.lines:
+            words(f"  {line}")
+    runs = [str(out / name) for name in ("diagnose", "inspect", "compare")]
+    page = subeight.report(runs, out=out / "report.html")
     words(f"\nreport {page}, stage times {out / 'timing.json'}")
+
+
+def _broken(healthy: Path, directory: Path) -> Path:
+    """A copy of a checkpoint in which the scales of one linear are 1.6 times too large."""
+    shutil.copytree(healthy, directory)
+    name = f"{BROKEN}.weight_scale"
+    index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    shard = directory / index["weight_map"][name]
+    tensors = load_file(shard)
+    tensors[name] *= 1.6
+    save_file(tensors, shard, metadata={"format": "pt"})
+    return directory
 
 
 def _demo_recipes(directory: Path) -> list[str]:
