@@ -17,7 +17,8 @@ from subeight.diagnose.case import Case, Examined
 from subeight.diagnose.finding import Cause, Finding
 from subeight.diagnose.trial import SHARE, is_guilty
 from subeight.evals.loss import TOKEN_METRICS, Loss, recovered
-from subeight.evals.scoring import score
+from subeight.evals.passes import Pass
+from subeight.evals.scoring import measure, score
 from subeight.evals.stats import Interval
 from subeight.lock.lockfile import Lock, is_lock
 from subeight.lock.measure import Remeasured, as_locked, checkpoint_record, lock_prompts, remeasure
@@ -101,43 +102,55 @@ def _replayed(case: Case, path: Path, found: Remeasured, details: dict[str, Any]
         if not again.guilty:
             return replace(done, details=details), case
         tried = _tried(case, found, again, rebuilder, root / "prompts")
-    words = f"{done.evidence} On the {tried.where} the old version recovers {tried.share.value:.0%} of the loss."
+    words = (
+        f"{done.evidence} On the {tried.where} the candidate loses {tried.before.value:.4g} today and "
+        f"{tried.after.value:.4g} with the old version, which recovers {tried.share.value:.0%}."
+    )
     done = replace(done, evidence=words, evaluations=done.evaluations + tried.evaluations, details=details)
     if not is_guilty(tried.share):
         words = f"{words} So it changes numbers, but it is not what these prompts lose."
         return replace(done, verdict="cleared", evidence=words), case
     causes = tuple(_cause(group, tried) for group in again.guilty)
     # Later suspects measure on today's stack, so the old one's loss is only handed on where nothing is left for them.
-    explained = tried.evaluations > 0 and tried.share.value >= 1 - SHARE
-    repaired = case.with_repair(tried.after) if explained else case
+    is_theirs = tried.where == "failing prompts" and case.settings.metric in TOKEN_METRICS
+    explained = is_theirs and tried.share.value >= 1 - SHARE
+    repaired = case.with_repair(tried.after, whole=tried.before) if explained else case
     return replace(done, verdict="guilty", causes=causes), repaired
 
 
 @dataclass(frozen=True)
 class _Tried:
-    """The guilty packages at their old versions: the share of the loss that this recovered, and on what."""
+    """The guilty packages at their old versions: the loss before and after, the share recovered, and on what."""
 
-    share: Interval
+    before: Loss
     after: Loss
+    share: Interval
     where: str
     evaluations: int
 
 
 def _tried(case: Case, found: Remeasured, again: Replay, rebuilder: Environment, root: Path) -> _Tried:
-    """On the failing prompts where their metric is of tokens, else on the locked evaluation, which is measured."""
+    """The candidate of today and of the old stack on the failing prompts, both against the baseline of the old stack.
+
+    A stack that errs in both models alike would hide from a comparison within it. Prompts without a scored token
+    (choices) leave the locked evaluation, whose two results are there already.
+    """
     metric, seed = case.settings.metric, case.settings.seed
-    if metric not in TOKEN_METRICS:
+    metric = metric if metric in TOKEN_METRICS else "kl"
+    rows = score(case.question, case.candidate, seed=seed).rows
+    if not rows:
         assert again.repaired is not None
         before, after = (_loss(outcome, "kl") for outcome in (found.today, again.repaired))
-        return _Tried(recovered(before, after, seed=seed), after, "locked evaluation", 0)
-    rows = score(case.question, case.candidate, seed=seed).rows
+        return _Tried(before, after, recovered(before, after, seed=seed), "locked evaluation", 1)
     threads = torch.get_num_threads()
     path = lock_prompts(found.lock, root, case.question, rows, threads)
     what = Rerun.of(path, case.baseline, case.candidate, case.computing.device, threads)
-    old = what.below(root, rebuilder.environments).run(again.pins)
-    before, after = _loss(Outcome.of_rows(rows), metric), _loss(old, metric)
-    whole = case.whole if len(case.whole.total) == len(after.total) else before
-    return _Tried(recovered(before, after, whole, seed), after, "failing prompts", 2)
+    old = what.below(root, rebuilder.environments)
+    after = _loss(old.run(again.pins), metric)
+    states = [state.to(case.computing.device) for state in old.states()]
+    sound = replace(case.question, reference=Pass(states, case.question.reference.head))
+    before = measure(sound, case.candidate, metric)
+    return _Tried(before, after, recovered(before, after, seed=seed), "failing prompts", 3)
 
 
 def _loss(outcome: Outcome, metric: str) -> Loss:
