@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from subeight.formats import Format, QTensor, Scales, quantize
+from subeight.formats import Format, QTensor, quantize
 from subeight.formats.scales import grouped, ungrouped
 
 Damage = Literal["rounding", "scales", "zeros", "permuted", "stale"]
@@ -87,7 +87,7 @@ def _judged(weight: Tensor, found: Tensor, unit: float, stored: QTensor | None) 
         return Verdict("rounding", excess)
     if stored is not None:
         format = stored.format
-        if _clipped(weight, found, stored):
+        if _clipped(weight, found, unit, stored):
             return Verdict("scales", excess)
         if _left(weight, refitted(weight, found, format), unit) <= REFITTED:
             return Verdict("scales", excess)
@@ -104,18 +104,16 @@ def _left(weight: Tensor, found: Tensor, unit: float) -> float:
     return float((weight - found).norm()) / unit
 
 
-def _clipped(weight: Tensor, found: Tensor, stored: QTensor) -> bool:
+def _clipped(weight: Tensor, found: Tensor, unit: float, stored: QTensor) -> bool:
     """Whether too narrow scales explain it: codes at the ends of the grid where the weight lies beyond them."""
     if not stored.format.grid.startswith("int"):
         return False
     first, last = stored.format.levels
     codes = stored.codes.to(weight.device)
     beyond = ((codes == last) & (weight >= found)) | ((codes == first) & (weight <= found))
-    parts = Scales(stored.scales, stored.zeros, stored.global_scale)
-    step = parts.expand(stored.format, weight.shape[1])[0].to(weight.device).expand_as(weight)
-    inside = ((weight - found) / step)[~beyond]
+    inside = (weight - found)[~beyond].square().mean().sqrt()
     many = float(beyond.float().mean()) > _MANY
-    return many and float(inside.square().mean().sqrt()) * 12**0.5 <= REFITTED
+    return many and float(inside) * weight.numel() ** 0.5 <= REFITTED * unit
 
 
 def refitted(weight: Tensor, found: Tensor, format: Format) -> Tensor:
