@@ -17,12 +17,14 @@ from subeight.errors import InputError
 from subeight.evals.checks import PREFIX
 from subeight.evals.loss import METRICS, Loss, recovered
 from subeight.evals.scoring import Question, ask, require_same_vocabulary, with_check
+from subeight.evals.stats import Interval
 from subeight.models.model import Model
 from subeight.records import UNKNOWN, Coordinates, Run, atomic_write
 from subeight.verbs.evaluate import own_record
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, finish
 
+_OUTSIDE = ("stack", "kernels")
 TOKENS = 4096  # of the packaged text, where no prompts are given
 
 
@@ -144,7 +146,9 @@ class _Opening:
 def _concluded(session: Session, run: Run, case: Case, repaired: Case, findings: Sequence[Finding]) -> Result:
     """The verdict, the prescription applied and measured, and the record of it all."""
     causes = [cause for finding in findings for cause in finding.causes]
-    prescription = prescribe(repaired, causes) if causes else None
+    # A kernel's or a package's fault is not in the streamed loss: its finding has its own before and after.
+    inside = [cause for cause in causes if cause.suspect not in _OUTSIDE]
+    prescription = prescribe(repaired, causes) if inside else None
     recipe = None
     if prescription is not None:
         recipe = atomic_write(run.directory / "prescription.yaml", recipe_of(repaired, prescription))
@@ -190,7 +194,10 @@ def _verdict(
     prescription: Prescription | None,
     recipe: Path | None,
 ) -> dict[str, Any]:
-    share = None if prescription is None else recovered(case.whole, prescription.after, seed=case.settings.seed)
+    if prescription is not None:
+        share: Interval | None = recovered(case.whole, prescription.after, seed=case.settings.seed)
+    else:
+        share = next((cause.recovered for cause in causes if cause.recovered is not None), None)
     untested = [f"{f.suspect}: {f.evidence}" for f in findings if f.verdict in ("skipped", "unknown")]
     return {
         "causes": [cause.to_dict() for cause in causes],
