@@ -36,7 +36,7 @@ class Case:
     """One case of the benchmark: what is given to `diagnose`, and the one right answer.
 
     `baseline` and the paths are what a user would name; `environment` holds variables for the processes that are
-    started, `interpreter` is that of the environment in which the diagnosis runs (None: this one). `notes` say what was
+    started, `python` runs the packed model and `interpreter` the whole diagnosis (None: this one). `notes` say what was
     planted and measured.
     """
 
@@ -51,6 +51,7 @@ class Case:
     calibration: Path | None = None
     last_good: Path | None = None
     replay: bool = False
+    python: str | None = None
     interpreter: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)

@@ -172,6 +172,7 @@ def here(case: Case, out: Path) -> dict[str, Any]:
         calibration=str(case.calibration) if case.calibration else None,
         last_good=str(case.last_good) if case.last_good else None,
         replay=case.replay,
+        python=case.python,
     )
     options = subeight.Options(out=out, quiet=True, threads=1)
     return diagnose(str(case.candidate), str(case.baseline), complaint=complaint, options=options).numbers
