@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from subeight import Options, evaluate, lock, quantize, verify
-from subeight.diagnose import stack
+from subeight.diagnose import course, stack
 from subeight.errors import InputError, RecordError
 from subeight.export import Parity
 from subeight.lock import measure
@@ -137,8 +137,10 @@ def test_the_guilty_package_is_named_and_what_pinning_it_recovers_is_measured(pa
     )
     assert finding.details["replay"]["share"] == 0.0 and finding.evaluations == 1 + 3 + 3
     assert any(probe["relation"] == "wrong" for probe in finding.details["probes"])
-    explained = cause.recovered.value >= 0.9
-    assert (after.loss.value < 0.2 * after.whole.value) if explained else after is case
+    assert after.loss.value < after.whole.value and after.whole is not case.whole
+    assert cause.recovered.value == pytest.approx(1 - after.loss.value / after.whole.value)
+    later, _ = course._examined(after, "layers", ())
+    assert later.verdict == "skipped" and "pin the package and diagnose again" in later.evidence
     assert json.loads(json.dumps(finding.to_dict()))["places"] == ["fastsilu"]
 
 

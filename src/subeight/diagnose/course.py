@@ -61,8 +61,9 @@ def _reason_to_skip(case: Case, suspect: Suspect, only: Collection[str]) -> str 
         return None
     if only and suspect not in only:
         return f"Not examined: --only {' --only '.join(only)} was asked for."
-    if case.notes.get("stop"):
-        return "Not examined: the baseline is another model, so nothing that follows could be believed."
+    if stop := case.notes.get("stop"):
+        other = "the baseline is another model, so nothing that follows could be believed."
+        return f"Not examined: {stop if isinstance(stop, str) else other}"
     if case.settings.thorough or case.whole.value <= 0:
         return None
     share = recovered(case.whole, case.loss, seed=case.settings.seed)

@@ -15,7 +15,7 @@ import torch
 from subeight.diagnose import older
 from subeight.diagnose.case import Case, Examined
 from subeight.diagnose.finding import Cause, Finding
-from subeight.diagnose.trial import SHARE, is_guilty
+from subeight.diagnose.trial import is_guilty
 from subeight.evals.loss import TOKEN_METRICS, Loss, recovered
 from subeight.evals.passes import Pass
 from subeight.evals.scoring import measure, score
@@ -28,6 +28,8 @@ from subeight.lock.rerun import Environment, Rerun
 from subeight.lock.stacks import Change, changes, stack_today
 from subeight.lock.verdict import overall
 from subeight.lock.words import differences_in_words, probes_in_words, stack_in_words
+
+_STOP = "this process runs on the stack that was found guilty; pin the package and diagnose again for what is left."
 
 
 def examine(case: Case) -> Examined:
@@ -111,11 +113,11 @@ def _replayed(case: Case, path: Path, found: Remeasured, details: dict[str, Any]
         words = f"{words} So it changes numbers, but it is not what these prompts lose."
         return replace(done, verdict="cleared", evidence=words), case
     causes = tuple(_cause(group, tried) for group in again.guilty)
-    # Later suspects measure on today's stack, so the old one's loss is only handed on where nothing is left for them.
-    is_theirs = tried.where == "failing prompts" and case.settings.metric in TOKEN_METRICS
-    explained = is_theirs and tried.share.value >= 1 - SHARE
-    repaired = case.with_repair(tried.after, whole=tried.before) if explained else case
-    return replace(done, verdict="guilty", causes=causes), repaired
+    # What runs here runs on the guilty stack: whatever else were found on it would be in doubt.
+    case = replace(case, notes={**case.notes, "stop": _STOP})
+    if tried.where == "failing prompts" and case.settings.metric in TOKEN_METRICS:
+        case = case.with_repair(tried.after, whole=tried.before)
+    return replace(done, verdict="guilty", causes=causes), case
 
 
 @dataclass(frozen=True)

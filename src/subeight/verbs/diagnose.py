@@ -155,8 +155,8 @@ def _concluded(session: Session, run: Run, case: Case, repaired: Case, findings:
     numbers = {
         **_loss_numbers(case),
         "findings": [finding.to_dict() for finding in findings],
-        "verdict": _verdict(case, causes, findings, prescription, recipe),
-        "prescription": None if prescription is None else prescription.to_dict(case),
+        "verdict": _verdict(repaired, causes, findings, prescription, recipe),
+        "prescription": None if prescription is None else prescription.to_dict(repaired),
     }
     lines = tuple(story(numbers))
     numbers["verdict"]["words"] = list(lines)
