@@ -99,6 +99,23 @@ def test_embeddings_that_do_not_determine_the_rotation(tmp_path):
     assert "does not determine" in gauge.findings["model.embed_tokens"]
 
 
+def test_blocks_are_shown_aligned(checkpoint, tmp_path):
+    baseline, candidate, _ = pair(checkpoint, tmp_path, "llama", move_scales)
+    seen = []
+
+    def look(block, other):
+        seen.append((block.index, max(close_to(block, other))))
+
+    align(baseline, candidate, look=look)
+    assert [index for index, _ in seen] == [0, 1]
+    assert max(difference for _, difference in seen) < 1e-5
+
+
+def close_to(block, other):
+    for name in block.parameters():
+        yield float((block.parameter(name) - other.parameter(name)).norm() / other.parameter(name).norm())
+
+
 def test_two_architectures_are_refused(checkpoint):
     with pytest.raises(ModelError, match="not two versions of one model"):
         align(Model(checkpoint("llama")), Model(checkpoint("qwen2")))

@@ -104,6 +104,19 @@ def test_readers_that_are_other_weights_have_no_vote(weight):
     assert not taken_up([other], s)
 
 
+def test_readers_whose_rows_were_scaled_too_still_tell(weight):
+    s = torch.linspace(0.9, 1.1, 64)
+    rows = torch.linspace(0.5, 2, 96)[:, None]
+    assert taken_up([lambda: [(weight, (weight * s + noise(weight, 0.1)) * rows)]], s)
+    assert not taken_up([lambda: [(weight, (weight + noise(weight, 0.1)) * rows)]], s)
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_one_factor_for_all_channels_is_seen_by_the_plain_distance(follows, weight):
+    s = torch.full((64,), 1.3)
+    assert taken_up([lambda: [(weight, weight * s if follows else weight)]], s) is follows
+
+
 def test_procrustes_finds_the_rotation_under_noise(weight):
     rotation = torch.linalg.qr(noise(torch.empty(64, 64), 1))[0]
     found, turned, plain = procrustes(row_pairs(weight, weight @ rotation))
