@@ -18,11 +18,19 @@ from subeight.evals.passes import Computing, run_pass
 from subeight.evals.scoring import Question, ask, score
 from subeight.models.block import Block
 from subeight.models.model import Model
+from subeight.models.precision import compute_dtype
 from subeight.models.shell import Shell
 from subeight.text import EvaluationSet, Sample, batches, evaluate_set
 
-COMPUTING = Computing(torch.float32, torch.device("cpu"), quiet=True)
+CPU = torch.device("cpu")
 WINDOW = 512
+_WIDE = 512  # channels from which on the processor's fast type is used: in float32 a pass takes five times as long
+
+
+def computing_of(model: Model) -> Computing:
+    """How a model is measured: in float32 where it is small."""
+    dtype = compute_dtype("auto", CPU) if model.skeleton.width >= _WIDE else torch.float32
+    return Computing(dtype, CPU, quiet=True)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class Met:
 @lru_cache(maxsize=8)
 def question(baseline: Path, prompts: Path, cache: Path) -> Question:
     """The baseline's pass over the prompts."""
-    return ask(Model(baseline), evaluation(baseline, prompts), COMPUTING, cache)
+    model = Model(baseline)
+    return ask(model, evaluation(baseline, prompts), computing_of(model), cache)
 
 
 def evaluation(directory: Path, prompts: Path) -> EvaluationSet:
@@ -63,7 +72,8 @@ def used_loss(baseline: Path, candidate: Path, tokenizer: Path, prompts: Path) -
             for sample, places in zip(samples, chosen, strict=True)
         ]
         listed = [batch for sample in asked if sample.count for batch in batches([sample], 1 << 16)]
-        parts.append(run_pass(Model(model), listed, COMPUTING, ""))
+        opened = Model(model)
+        parts.append(run_pass(opened, listed, computing_of(opened), ""))
     logs = [torch.cat([made.head(hidden) for hidden in made.hidden]).log_softmax(-1) for made in parts]
     return float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean())
 
@@ -81,12 +91,13 @@ def activations(candidate: Path, prompts: Path) -> dict[str, Met]:
     """What every plain linear of the blocks meets, by name, in one streamed pass over the prompts."""
     model = Model(candidate)
     samples = evaluation(candidate, prompts).samples
-    shell = Shell(model, torch.float32)
+    dtype = computing_of(model).dtype
+    shell = Shell(model, dtype)
     rows = [torch.tensor([sample.ids]) for sample in samples]
     states = [shell.embed(ids) for ids in rows]
     found: dict[str, Met] = {}
     for index in range(len(model.skeleton.blocks)):
-        block, seen = Block(model, index, torch.float32), {}
+        block, seen = Block(model, index, dtype), {}
         for name, module in block.module.named_modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_pre_hook(partial(_keep, seen, f"{block.prefix}.{name}"))
@@ -98,7 +109,7 @@ def activations(candidate: Path, prompts: Path) -> dict[str, Met]:
 
 
 def _keep(seen: dict[str, Any], name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
-    value = args[0].reshape(-1, args[0].shape[-1])
+    value = args[0].reshape(-1, args[0].shape[-1]).float()
     count, total, square = seen.get(name, (0, 0.0, 0.0))
     seen[name] = (count + len(value), total + value.sum(0), square + value.square().sum(0))
 

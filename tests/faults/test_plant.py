@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import subprocess
@@ -163,9 +164,9 @@ def test_every_kind_has_its_row_in_the_table_of_answers():
 
 
 def test_the_second_version_of_a_package_changes_an_activation(tmp_path):
-    made = packages.wheel(tmp_path, "fastsilu", "2.0", packages.SECOND.replace("FACTOR", "1.2"))
+    made = packages.wheel(tmp_path, "fastsilu", "2.0", packages.SECOND.replace("SIZE", "0.5").replace("RATE", "2"))
     zipfile.ZipFile(made).extractall(tmp_path / "installed")
     code = "import torch.nn.functional as F, torch; print(F.silu(torch.ones(1)).item())"
     start = f"import site; site.addsitedir({str(tmp_path / 'installed')!r}); {code}"
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True)
-    assert float(done.stdout) == pytest.approx(1.2 * torch.nn.functional.silu(torch.ones(1)).item())
+    assert float(done.stdout) == pytest.approx(0.731059 * (1 + 0.5 * math.sin(2)), rel=1e-4)

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from benchmarks.faults.bases import Base
 from benchmarks.faults.checkpoint import Checkpoint
-from benchmarks.faults.kinds.draft import Answer, Draft, Unplantable
+from benchmarks.faults.kinds.draft import Answer, Draft, Unplantable, require
 from benchmarks.faults.kinds.layers import prompts_of
 
 from subeight.lock.environment import Environments
 
 NAMES = ("fastsilu", "turboact", "kernelpack")
 OTHERS = ("bystander", "tabletop", "logtools")
-# Version 2 is found at every start of Python, and touches torch's activation when somebody imports it.
+# Version 2 is found at every start of Python, and touches torch's activation when somebody imports it. Its error turns
+# with the input: two models whose activations differ a little get other errors, so that their distance grows.
 SECOND = """
 import importlib.abc
 import importlib.machinery
@@ -35,7 +36,7 @@ class _After(importlib.abc.MetaPathFinder):
         def patched(module):
             execute(module)
             exact = module.silu
-            module.silu = lambda input, inplace=False: FACTOR * exact(input)
+            module.silu = lambda input, inplace=False: exact(input) * (1 + SIZE * (RATE * input).sin())
 
         spec.loader.exec_module = patched
         return spec
@@ -43,15 +44,17 @@ class _After(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, _After())
 """
-LOCK = """
+EVALUATE = """
 import sys
 from pathlib import Path
 from subeight import Options, evaluate, lock
 
-candidate, baseline, prompts, folder = sys.argv[1:]
+candidate, baseline, prompts, name, file = sys.argv[1:]
 given = {"threads": 1, "quiet": True, "evals": (prompts,)}
-evaluate(candidate, baseline, options=Options(out=Path(folder) / "evaluated", **given))
-lock(str(Path(folder) / "evaluated"), options=Options(out=Path(folder) / "subeight.lock", **given))
+found = evaluate(candidate, baseline, options=Options(out=Path(name), **given))
+if file:
+    lock(name, options=Options(out=Path(file), **given))
+print(found.numbers["kl"])
 """
 
 
@@ -63,29 +66,38 @@ def package(base: Base, chooser: random.Random, directory: Path, attempt: int) -
     candidate = Checkpoint(
         base.candidate(chooser.choice(("rtn4", "gptq4", "gptq3"))), directory / "candidate"
     ).directory
-    guilty, other, factor = chooser.choice(NAMES), chooser.choice(OTHERS), chooser.choice((0.8, 1.2, 1.3))
+    guilty, other = chooser.choice(NAMES), chooser.choice(OTHERS)
+    size, rate = chooser.choice((0.4, 0.6, 0.8)), chooser.choice((60, 200))
     wheels = directory / "wheels"
     wheels.mkdir()
-    code = {("1.0", guilty): "", ("2.0", guilty): SECOND.replace("FACTOR", str(factor))}
+    code = {("1.0", guilty): "", ("2.0", guilty): SECOND.replace("SIZE", str(size)).replace("RATE", str(rate))}
     for version in ("1.0", "2.0"):
         for name in (guilty, other):
             wheel(wheels, name, version, code.get((version, name), ""))
     variables = {"UV_FIND_LINKS": str(wheels.resolve()), "UV_NO_INDEX": "1"}
     old, new = _interpreters((guilty, other), directory / "environments", variables)
-    command = [str(old), "-c", LOCK, str(candidate), str(base.directory), str(prompts), str(directory)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the lock could not be made: {done.stderr[-500:]}")
+    lock = directory / "subeight.lock"
+
+    def kl(python: Path, name: str, file: str) -> float:
+        where = (str(candidate), str(base.directory), str(prompts), str(directory / name), file)
+        done = subprocess.run([str(python), "-c", EVALUATE, *where], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{name}: {done.stderr[-500:]}")
+        return float(done.stdout.split()[-1])
+
+    before = kl(old, "then", str(lock))
+
     return Draft(
         candidate,
         base.directory,
         prompts,
         Answer("stack", "package", (guilty,)),
-        last_good=directory / "subeight.lock",
+        lambda: require(before, kl(new, "now", "")),
+        last_good=lock,
         replay=True,
         interpreter=str(new),
         environment=variables,
-        notes={"factor": factor, "bystander": other},
+        notes={"size": size, "rate": rate, "bystander": other},
     )
 
 
