@@ -121,6 +121,31 @@ def test_another_model_stops_the_diagnosis(examined):
     assert case.loss is case.whole
 
 
+def weights_plus(difference):
+    def plant(made):
+        for module in made.model.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.add_(difference(module.weight))
+
+    return plant
+
+
+def test_noise_in_every_linear_is_no_other_model(examined):
+    finding, case = examined(weights_plus(lambda weight: 0.3 * noise(weight)))
+    assert finding.verdict == "cleared"
+    assert "spread evenly" in finding.evidence
+    assert "stop" not in case.notes
+
+
+def test_a_merged_low_rank_update_is_another_model(examined):
+    def update(weight):
+        left, right = noise(weight)[:, :2], noise(weight, 4)[:2]
+        return 0.6 * weight.norm() * (left @ right) / (left @ right).norm()
+
+    finding, _ = examined(weights_plus(update))
+    assert [cause.kind for cause in finding.causes] == ["model"]
+
+
 def test_a_low_format_is_no_fault_of_the_baseline(examined):
     recipe = "name: two\nweights: int4:g32:sym\nmethods: [rtn]\nrules:\n  - {match: '*.1.*', weights: int2:g32:sym}\n"
     finding, _ = examined(nothing, recipe)

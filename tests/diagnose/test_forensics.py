@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from subeight.diagnose.forensics import examine_codes, examine_dense, fresh, heads_of, order_of
+from subeight.diagnose.forensics import examine_codes, examine_dense, fresh, heads_of, low_rank_share, order_of
 from subeight.formats import Format, Scales, quantize
 from tests.oracles.diagnose_forensics import excess
 
@@ -138,3 +138,10 @@ def test_orders_of_heads():
     assert heads_of(order, 16) is None
     assert heads_of(order.roll(1), 8) is None
     assert heads_of(order, None) is None
+
+
+def test_noise_is_of_full_rank_and_an_update_is_not():
+    weight = drawn(0, 128, 128)
+    assert low_rank_share(weight, neighbour(weight, 0.3)) < 0.3
+    update = drawn(1, 128, 4) @ drawn(2, 4, 128)
+    assert low_rank_share(weight, neighbour(weight, 0.3) + 0.3 * update) > 0.6

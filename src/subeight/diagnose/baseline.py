@@ -23,6 +23,10 @@ from subeight.probe.swaps import Swaps
 
 __all__ = ["examine", "guess_baseline"]
 
+_SPREAD = (
+    "Most linears lie farther from the baseline's than their format explains, all of them by noise, and what was not "
+    "quantized is the baseline's: the damage is spread evenly, and is no other model."
+)
 _MOST = 8  # suspects that are measured alone
 
 
@@ -71,7 +75,8 @@ def _examine_tensors(case: Case) -> tuple[Part, Case]:
     found = compare_tensors(case.baseline, case.candidate, case.computing.device)
     hints = {suspect.name: suspect.kind for suspect in found.suspects if not suspect.is_ours}
     case = replace(case, gauge=found.gauge, notes={**case.notes, "forensics": hints})
-    ours = [suspect for suspect in found.suspects if suspect.is_ours]
+    spread = found.most_linears and found.is_noise
+    ours = [suspect for suspect in found.suspects if suspect.is_ours and not (spread and suspect.kind == "stale")]
     details = {
         "differences": dict(found.gauge.differences),
         "excess": found.excess,
@@ -80,7 +85,7 @@ def _examine_tensors(case: Case) -> tuple[Part, Case]:
         "unaligned": dict(found.gauge.findings),
     }
     if not ours:
-        return Part((), details, (_cleared(found, hints),)), case
+        return Part((), details, (_SPREAD if spread else _cleared(found, hints),)), case
     probe = Probe(
         case.baseline,
         case.candidate,

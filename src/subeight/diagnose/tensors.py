@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from subeight.diagnose.forensics import Verdict, examine_codes, examine_dense, fresh, heads_of, relation
+from subeight.diagnose.forensics import Verdict, examine_codes, examine_dense, fresh, heads_of, low_rank_share, relation
 from subeight.errors import ModelError
 from subeight.formats import QTensor
 from subeight.models.align import align
@@ -25,6 +25,8 @@ _USUAL = 2.5  # times the usual difference of its peers: what a dense weight of 
 _EVEN = 1.04  # the excess of nearly all groups where a weight was not rounded to nearest
 _MARGIN = 0.1
 _ALL = 1.05  # times what nine of ten linears have: where there are few blocks, peers alone are too few
+_NOISY, _LOW_RANK = 0.7, 0.5  # correlation of noise about a weight; share that marks a merged low-rank update
+_APART = 1.3  # times the median of the typical excess
 _OUTLIERS = 3  # the linears far off their peers that are tried
 _LEAST = 0.01  # a relative difference below which a dense weight of unknown format is not suspected
 
@@ -55,14 +57,24 @@ class Tensors:
     excess: dict[str, float]
     unquantized: dict[str, float] = field(default_factory=dict)  # relative differences
     allowed: dict[str, float] = field(default_factory=dict)
+    is_noise: bool = False  # what most linears differ by is noise about the baseline's, where most of them differ
+
+    @property
+    def most_linears(self) -> bool:
+        """Whether half of the linears or more are no plausible roundings of the baseline's."""
+        linears = [suspect for suspect in self.suspects if suspect.kind == "stale" and not suspect.unsure]
+        return 2 * len(linears) >= max(len(self.excess), 2)
 
     @property
     def is_other_model(self) -> bool:
-        """Whether so much differs that it is another model: what was not quantized, or most linears."""
+        """Whether so much differs that it is another model: what was not quantized, or most linears by more than noise.
+
+        Noise in all linears (codes off by one, a bad kernel that wrote them) beside norms and embeddings that are
+        exactly the baseline's is damage that is spread evenly, not another model.
+        """
         vectors = [name for name, difference in self.unquantized.items() if difference > self.allowed[name]]
-        linears = [suspect for suspect in self.suspects if suspect.kind in ("permuted", "stale") and not suspect.unsure]
         many = len(vectors) >= 3 and 3 * len(vectors) >= len(self.unquantized)
-        return many or 2 * len(linears) >= max(len(self.excess), 2)
+        return many or (self.most_linears and not self.is_noise)
 
 
 @dataclass
@@ -126,7 +138,24 @@ def compare_tensors(baseline: Model, candidate: Model, device: torch.device | st
         if difference > allowed:
             words = gauge.findings.get(name, f"{name} was not quantized and is not the baseline's")
             made.suspects.append(Suspect(name, "tensor", f"{words.rstrip('.')} (by {difference:.2g})", difference))
+    if made.most_linears:
+        made.is_noise = _is_noise(made, baseline, candidate)
+    elif look.verdicts:
+        # Where all lie far off, those a little farther than the others are no other weights.
+        far = _APART * median(verdict.typical for verdict in look.verdicts.values())
+        near = {name for name, verdict in look.verdicts.items() if verdict.kind == "stale" and verdict.typical <= far}
+        made.suspects = [suspect for suspect in made.suspects if suspect.name not in near]
     return made
+
+
+def _is_noise(made: Tensors, baseline: Model, candidate: Model) -> bool:
+    """Whether the linears that are farthest off are the baseline's and noise: well correlated, and of full rank."""
+    stale = sorted((s for s in made.suspects if s.kind == "stale"), key=lambda suspect: -suspect.excess)
+    pairs = [
+        (weight, found) for _, weight, found in _read({s.name for s in stale[:5]}, made.gauge, baseline, candidate)
+    ]
+    alike = median(float(torch.nn.functional.cosine_similarity(a.flatten(), c.flatten(), 0)) for a, c in pairs)
+    return alike > _NOISY and median(low_rank_share(a, c) for a, c in pairs) < _LOW_RANK
 
 
 def _rounded(dense: Mapping[str, float], candidate: Model) -> dict[str, float]:
