@@ -1,7 +1,7 @@
 """What is measured while faults are planted: losses on prompts, the activations that linears meet, weight errors."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import lru_cache, partial
@@ -137,9 +137,8 @@ def whole(baseline: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(baseline, dtype=torch.float32).eval()
 
 
-@lru_cache(maxsize=4)
 @torch.no_grad()
-def routing(baseline: Path, rows: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+def routing(baseline: Path, rows: Iterable[tuple[int, ...]]) -> list[Tensor]:
     """Which experts each row of token ids reaches: per row, counts [blocks, experts]."""
     model = whole(baseline)
     experts, top = model.config.num_local_experts, model.config.num_experts_per_tok
@@ -148,7 +147,7 @@ def routing(baseline: Path, rows: tuple[tuple[int, ...], ...]) -> tuple[Tensor, 
         logits = model(input_ids=torch.tensor([ids]), output_router_logits=True, use_cache=False).router_logits
         chosen = [layer.reshape(-1, experts).topk(top, -1).indices.flatten() for layer in logits]
         found.append(torch.stack([torch.bincount(layer, minlength=experts) for layer in chosen]))
-    return tuple(found)
+    return found
 
 
 def median(values: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.faults.checkpoint import Checkpoint
 from benchmarks.faults.kinds.draft import Answer, Draft, Unplantable
 from benchmarks.faults.kinds.layers import draft, prompts_of
 from benchmarks.faults.measure import routing
+from torch import Tensor
 
 from subeight.formats import QTensor, Scales, quantize
 from subeight.models.model import Model
@@ -20,6 +22,7 @@ from subeight.models.model import Model
 Piece = tuple[dict[str, Any], tuple[int, ...]]  # a row, and its tokens
 PIECE = 16  # tokens of a calibration window that reaches all experts but one
 KEPT = 8  # pieces of each category
+TRIED = 80  # pieces of each category that are tried in one window
 NEEDED = 0.06  # the least share of some category's tokens that the expert takes
 
 
@@ -91,12 +94,11 @@ def _clipped_weight(weight: QTensor, shrink: float) -> QTensor:
 
 def _unreached(base: Base, chooser: random.Random) -> tuple[int, int, list[dict[str, Any]]]:
     """A block, an expert of it that some text needs, and calibration text of all categories that never reaches it."""
-    tokenizer = Model(base.directory).tokenizer()
-    pieces = _pieces(tokenizer)
-    ends = tokenizer.bos_token_id, tokenizer.eos_token_id
-    counts = torch.stack(routing(base.directory, tuple((ends[0], *ids, ends[1]) for _, ids in pieces)))
-    of = {c: torch.tensor([row["category"] == c for row, _ in pieces]) for c in {row["category"] for row, _ in pieces}}
+    pieces, counts = _surveyed(base.directory)
     fits = []
+    of = {
+        category: torch.tensor([row["category"] == category for row, _ in pieces]) for category in _categories(pieces)
+    }
     for block, number in itertools.product(range(counts.shape[1]), range(counts.shape[2])):
         mine, all_of = counts[:, block, number], counts[:, block].sum(1)  # [pieces]
         loads = [float(mine[mask].sum() / all_of[mask].sum()) for mask in of.values()]
@@ -106,12 +108,37 @@ def _unreached(base: Base, chooser: random.Random) -> tuple[int, int, list[dict[
     if not fits:
         raise Unplantable("every expert is reached by any text", final=True)
     block, number = chooser.choice(fits)
-    rows = []
-    for category in sorted(of):
+    rows = _passing(base.directory, block, number)
+    if not rows:
+        raise Unplantable("long windows reach this expert")
+    return block, number, list(rows)
+
+
+@lru_cache(maxsize=1)
+def _surveyed(directory: Path) -> tuple[list[Piece], Tensor]:
+    """All pieces, and how many tokens of each reach each expert [pieces, blocks, experts]."""
+    tokenizer = Model(directory).tokenizer()
+    pieces = _pieces(tokenizer)
+    ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return pieces, torch.stack(routing(directory, [(ends[0], *ids, ends[1]) for _, ids in pieces]))
+
+
+def _categories(pieces: list[Piece]) -> list[str]:
+    return sorted({row["category"] for row, _ in pieces})
+
+
+@lru_cache(maxsize=32)
+def _passing(directory: Path, block: int, number: int) -> tuple[dict[str, Any], ...]:
+    """Pieces of every category that pass the expert by, alone and in one long window; empty where too few do."""
+    pieces, counts = _surveyed(directory)
+    found: list[dict[str, Any]] = []
+    for category in _categories(pieces):
         waiting = [piece for piece, n in zip(pieces, counts, strict=True) if not n[block, number]]
-        waiting = [piece for piece in waiting if piece[0]["category"] == category]
-        rows += _joined(base, waiting, ends, (block, number))
-    return block, number, rows
+        kept = _joined(directory, [piece for piece in waiting if piece[0]["category"] == category], (block, number))
+        if len(kept) < KEPT:
+            return ()
+        found += kept
+    return tuple(found)
 
 
 def _pieces(tokenizer: Any) -> list[Piece]:
@@ -129,17 +156,18 @@ def _pieces(tokenizer: Any) -> list[Piece]:
     return found
 
 
-def _joined(base: Base, waiting: list[Piece], ends: tuple[int, int], place: tuple[int, int]) -> list[dict[str, Any]]:
-    """Pieces that do not reach the expert in one long window either, each closed by an EOS, as they would be cut."""
+def _joined(directory: Path, waiting: list[Piece], place: tuple[int, int]) -> list[dict[str, Any]]:
+    """The first pieces that do not reach the expert in one window either, each closed by an EOS, as they are cut."""
+    config = Model(directory).config
     kept: list[Piece] = []
-    for piece in waiting:
-        ids = (ends[0], *(token for _, inside in (*kept, piece) for token in (*inside, ends[1])))
-        (counts,) = routing(base.directory, (ids,))
+    for piece in waiting[:TRIED]:
+        inside = [token for _, ids in (*kept, piece) for token in (*ids, config.eos_token_id)]
+        (counts,) = routing(directory, [(config.bos_token_id, *inside)])
         if not counts[place]:
             kept.append(piece)
         if len(kept) == KEPT:
-            return [row for row, _ in kept]
-    raise Unplantable("long windows reach this expert")
+            break
+    return [row for row, _ in kept]
 
 
 def _kept(base: Base, name: str, content: str) -> Path:
