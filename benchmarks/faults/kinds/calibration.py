@@ -22,7 +22,7 @@ from subeight.models.model import Model
 Piece = tuple[dict[str, Any], tuple[int, ...]]  # a row, and its tokens
 PIECE = 16  # tokens of a calibration window that reaches all experts but one
 KEPT = 8  # pieces of each category
-TRIED = 80  # pieces of each category that are tried in one window
+TRIED = 400  # pieces of each category that are tried in one window
 NEEDED = 0.06  # the least share of some category's tokens that the expert takes
 
 
