@@ -3,10 +3,14 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 
 from subeight.diagnose.case import Case
 from subeight.diagnose.sites import Sites
+from subeight.models.model import Model
 
+_FAR = 1.5  # times the usual difference
+_FEWER = 0.95  # of the usual bits a weight
 _PROPORTION = 3.0  # times its share of the weights that a group must recover to be out of proportion
 
 
@@ -21,7 +25,7 @@ class Group:
     def is_out_of_proportion(self, share: float, sites: Sites) -> bool:
         """Whether the group recovers more than its part of the weights would by itself.
 
-        The embeddings and the head, usually left alone, are out of proportion wherever they are guilty.
+        Embeddings or a head of fewer bits than the rest are out of proportion wherever they are guilty.
         """
         if self.outside:
             return True
@@ -36,9 +40,18 @@ def exceptions_of(case: Case, sites: Sites) -> Iterator[Group]:
         yield Group("doubted", doubted)
     blocks = len(case.candidate.skeleton.blocks)
     for name in sites.names:
-        if not 0 <= sites.position[name] < blocks:
+        if not 0 <= sites.position[name] < blocks and _is_coarser(case.candidate, sites, name):
             yield Group("format", (name,), outside=True)
     yield from _coarse(sites, blocks)
+
+
+def _is_coarser(model: Model, sites: Sites, name: str) -> bool:
+    """Whether a linear is stored in fewer bits than most; where bits are not known, whether it differs far more."""
+    codes = model.codes
+    if codes is None or name not in codes:
+        return sites.errors[name] > _FAR * median(sites.errors.values())
+    bits = {other: codes.nbytes(other) / sites.counts[other] for other in sites.names if other in codes}
+    return bits[name] < _FEWER * median(bits.values())
 
 
 def _coarse(sites: Sites, blocks: int) -> Iterator[Group]:
