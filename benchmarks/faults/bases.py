@@ -40,6 +40,8 @@ RECIPES = {
     "affine3": "weights: int3:g32:asym\nmethods: [gptq]\n",
     "mixed": "weights: int3:g32:sym\nmethods: [gptq]\n" + _MIXED,
     "mixed-rtn": "weights: int3:g32:sym\nmethods: [rtn]\n" + _MIXED,
+    "w4w8": "weights: int4:g32:sym\nmethods: [gptq]\n" + _MIXED.replace("int4", "int8"),
+    "w4w8-rtn": "weights: int4:g32:sym\nmethods: [rtn]\n" + _MIXED.replace("int4", "int8"),
     "static": "weights: int8:channel:sym\ninputs: int8:tensor\nmethods: [rtn]\n",
 }
 WINDOWS = {"dense": (24, 128), "mixtral": (32, 128), "smollm2": (12, 256)}  # calibration

@@ -35,10 +35,14 @@ def computing_of(model: Model) -> Computing:
 
 @dataclass(frozen=True)
 class Met:
-    """What a linear meets at its input, by channel [in]: the mean and the mean square over all tokens."""
+    """What a linear meets at its input, by channel [in]: the mean and the mean square over tokens that are not first.
+
+    `stream` is the energy of the residual stream in front of its block, the median of those tokens.
+    """
 
     mean: Tensor
     square: Tensor
+    stream: float
 
 
 @lru_cache(maxsize=8)
@@ -101,10 +105,11 @@ def activations(candidate: Path, prompts: Path) -> dict[str, Met]:
         for name, module in block.module.named_modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_pre_hook(partial(_keep, seen, f"{block.prefix}.{name}"))
+        stream = float(torch.cat([state[0, 1:] for state in states]).square().sum(-1).median())
         calls = [shell.call(tuple(ids.shape), index) for ids in rows]
         states = [block(state, call) for state, call in zip(states, calls, strict=True)]
         for name, (count, total, square) in seen.items():
-            found[name] = Met(total / count, square / count)
+            found[name] = Met(total / count, square / count, stream)
     return found
 
 
@@ -124,6 +129,13 @@ def weight_errors(candidate: Path, baseline: Path) -> dict[str, float]:
         view.info.name: error(made.codes.read(view.info.name).dequantize(), view.of(plain.weights.read(view.parameter)))
         for view in views
     }
+
+
+def exact(baseline: Path, name: str) -> Tensor:
+    """The baseline's weight of one linear [out, in]."""
+    plain = Model(baseline)
+    view = next(view for view in plain.views() if view.info.name == name)
+    return view.of(plain.weights.read(view.parameter)).float()
 
 
 def error(weight: Tensor, exact: Tensor) -> float:

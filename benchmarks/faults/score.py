@@ -22,7 +22,6 @@ from benchmarks.faults.kinds import HEALTHY  # noqa: E402
 from benchmarks.faults.run import SETS, lines  # noqa: E402
 
 LOCAL = ("scales", "zeros", "pair", "block", "head")  # what restoring a few linears repairs
-SINGLE = ("scales", "zeros")
 
 
 def main() -> None:
@@ -46,7 +45,7 @@ def scoreboard(found: list[dict[str, Any]]) -> dict[str, Any]:
     faulty = [line for line in ran if line["kind"] not in HEALTHY]
     healthy = [line for line in ran if line["kind"] in HEALTHY]
     local = [line for line in faulty if line["kind"] in LOCAL and line["right"] and line.get("recovered") is not None]
-    single = [line for line in faulty if line["kind"] in SINGLE and line["base"] == "smollm2" and "suspects" in line]
+    single = [line for line in faulty if "weight_error" in line.get("notes", {}) and "suspects" in line]
     return {
         "asked": sum(count for bases in SETS.values() for counts in bases.values() for count in counts.values()),
         "not_planted": sum(line["right"] is None for line in found),

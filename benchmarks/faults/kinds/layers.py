@@ -1,8 +1,4 @@
-"""Faults of linears: wrong scales, zero points off by one, a pair that hurts only together, two bits, the head.
-
-A single linear must not be found by looking at weights. On smollm2 its own relative error stays below the median of
-all linears': only groups that meet large activations are damaged, as far as that budget goes.
-"""
+"""Faults of linears: wrong scales, zero points off by one, a pair that hurts only together, two bits, the head."""
 
 import random
 from collections.abc import Callable
@@ -14,14 +10,14 @@ import torch
 from benchmarks.faults.bases import Base
 from benchmarks.faults.checkpoint import Checkpoint, scaled
 from benchmarks.faults.kinds.draft import RISE, SMOLLM2_RISE, Answer, Draft, Unplantable, hurts
-from benchmarks.faults.measure import activations, error, median, weight_errors
+from benchmarks.faults.kinds.hidden import hidden_places
+from benchmarks.faults.measure import activations, error, exact, median, weight_errors
 from torch import Tensor
 
 from subeight.formats import Format, QTensor
 from subeight.models.model import Model
 
 PROMPTS = {"dense": 7, "mixtral": 7, "smollm2": 6}  # of each category
-SHARE = 0.98  # of the median error that a culprit on smollm2 may reach
 
 
 def prompts_of(base: Base, chooser: random.Random, directory: Path) -> Path:
@@ -41,14 +37,15 @@ def draft(base: Base, directory: Path, prompts: Path, healthy: Path, answer: Ans
 def scales(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:
     """The scales of a few groups of one linear are wrong by a factor."""
     prompts = prompts_of(base, chooser, directory)
-    small = base.name != "smollm2"
-    healthy = base.candidate(chooser.choice(("rtn4", "gptq4", "rtn3", "gptq3") if small else ("mixed", "mixed-rtn")))
-    name, groups = _place(base, chooser, healthy, prompts)
+    if base.name == "smollm2":
+        return _hidden(base, chooser, directory, prompts)
+    healthy = base.candidate(chooser.choice(("rtn4", "gptq4", "rtn3", "gptq3")))
+    name, groups = _place(chooser, healthy, prompts)
     factor = chooser.choice((1.6, 2.0, 0.35)) if attempt < 8 else 2.5
 
     def edit(weight: QTensor) -> QTensor:
         factors = torch.ones_like(weight.scales)
-        factors[:, groups] = factor if small else _allowed(base, healthy, name, weight, groups)
+        factors[:, groups] = factor
         return scaled(weight, factors)
 
     return _single(base, directory, prompts, healthy, name, "scales", edit)
@@ -60,7 +57,7 @@ def zeros(base: Base, chooser: random.Random, directory: Path, attempt: int) -> 
         raise Unplantable("experts with zero points cannot be stored", final=True)
     prompts = prompts_of(base, chooser, directory)
     healthy = base.candidate(chooser.choice(("affine4", "affine3")))
-    name, groups = _place(base, chooser, healthy, prompts, mean=True, most=4 + attempt)
+    name, groups = _place(chooser, healthy, prompts, mean=True, most=4 + attempt)
     step = chooser.choice((-1, 1))
 
     def edit(weight: QTensor) -> QTensor:
@@ -173,35 +170,41 @@ def _single(
     checkpoint = Checkpoint(healthy, directory / "candidate")
     checkpoint.change(name, edit)
     checkpoint.save()
-    notes: dict[str, Any] = {}
-    rise = RISE
-    if base.name == "smollm2":
-        rise = SMOLLM2_RISE
-        middle = median([*weight_errors(healthy, base.directory).values()])
-        own = error(Checkpoint(checkpoint.directory, directory / "read").read(name).dequantize(), _exact(base, name))
-        notes = {"weight_error": round(own, 4), "median_error": round(middle, 4)}
-        if own >= middle:
-            raise Unplantable(f"the culprit's weight error is {own:.3f}, the median {middle:.3f}")
-    return draft(base, directory, prompts, healthy, Answer("layers", kind, (name,)), rise=rise, notes=notes)
+    return draft(base, directory, prompts, healthy, Answer("layers", kind, (name,)))
+
+
+def _hidden(base: Base, chooser: random.Random, directory: Path, prompts: Path) -> Draft:
+    """Wrong scales in a linear whose own weight error stays below the median of all."""
+    healthy = base.candidate(chooser.choice(("w4w8", "w4w8-rtn")))
+    places = hidden_places(healthy, base.directory, prompts)
+    if not places:
+        raise Unplantable("no linear has a weight error below the median", final=True)
+    chosen = chooser.choice(places)
+    made = _single(
+        base, directory, prompts, healthy, chosen.name, "scales", lambda weight: scaled(weight, chosen.factors)
+    )
+    middle = median([*weight_errors(healthy, base.directory).values()])
+    damaged = Model(made.candidate)
+    assert damaged.codes is not None
+    own = error(damaged.codes.read(chosen.name).dequantize(), exact(base.directory, chosen.name))
+    if own >= middle:
+        raise Unplantable(f"the culprit's weight error is {own:.3f}, the median {middle:.3f}")
+    notes = {"weight_error": round(own, 4), "median_error": round(middle, 4)}
+    check = hurts(base, base.directory, prompts, healthy, made.candidate, SMOLLM2_RISE)
+    return replace(made, check=check, notes=notes)
 
 
 def _place(
-    base: Base, chooser: random.Random, healthy: Path, prompts: Path, mean: bool = False, most: int | None = None
+    chooser: random.Random, healthy: Path, prompts: Path, mean: bool = False, most: int | None = None
 ) -> tuple[str, list[int]]:
-    """A linear, and the groups of it whose inputs are largest; of smollm2 one where few groups carry the output."""
+    """A linear, and the groups of it whose inputs are largest."""
     met = activations(healthy, prompts)
     model = Model(healthy)
     assert model.codes is not None
-    names = [info.name for info in model.linears if info.name in model.codes and info.name in met]
-    if base.name == "smollm2":
-        errors = weight_errors(healthy, base.directory)
-        middle = median([*errors.values()])
-        shares = {name: _energies(met[name].square).max().item() for name in names if errors[name] < 0.9 * middle}
-        names = sorted(shares, key=lambda name: -shares[name])[:48]
-    name = chooser.choice(names)
+    name = chooser.choice([info.name for info in model.linears if info.name in model.codes and info.name in met])
     value = met[name].mean.abs() if mean else met[name].square
     ranked = _energies(value).argsort(descending=True).tolist()
-    count = most or (1 if base.name == "smollm2" else chooser.randint(1, max(1, len(ranked) // 2)))
+    count = most or chooser.randint(1, max(1, len(ranked) // 2))
     return name, sorted(ranked[: min(count, len(ranked))])
 
 
@@ -209,22 +212,3 @@ def _energies(square: Tensor, group: int = 32) -> Tensor:
     """The share of each group of channels [groups]."""
     sums = square.view(-1, group).sum(1)
     return sums / sums.sum()
-
-
-def _allowed(base: Base, healthy: Path, name: str, weight: QTensor, groups: list[int]) -> float:
-    """The factor of the groups' scales that the budget allows: a weight error just below the median of all."""
-    errors = weight_errors(healthy, base.directory)
-    budget = (SHARE * median([*errors.values()])) ** 2 - errors[name] ** 2
-    if budget <= 0:
-        raise Unplantable(f"{name} has a weight error above the median already")
-    stored, exact = weight.dequantize(), _exact(base, name)
-    group = weight.format.group or weight.shape[1]
-    part = torch.cat([stored[:, at * group : (at + 1) * group] for at in groups], 1)
-    share = float((part.norm() / exact.norm()) ** 2)
-    return 1 + (budget / share) ** 0.5
-
-
-def _exact(base: Base, name: str) -> Tensor:
-    plain = Model(base.directory)
-    view = next(view for view in plain.views() if view.info.name == name)
-    return view.of(plain.weights.read(view.parameter)).float()
