@@ -86,16 +86,7 @@ def _examine_tensors(case: Case) -> tuple[Part, Case]:
     }
     if not ours:
         return Part((), details, (_SPREAD if spread else _cleared(found, hints),)), case
-    probe = Probe(
-        case.baseline,
-        case.candidate,
-        found.gauge,
-        case.question,
-        case.computing,
-        metric=case.settings.metric,
-        base=case.swaps,
-        max_memory=case.settings.max_memory,
-    )
+    probe = case.probe()
     if found.is_other_model:
         part, case = _other_model(case, found, ours, probe)
     else:

@@ -11,6 +11,7 @@ from subeight.evals.passes import Computing
 from subeight.evals.scoring import Question, measure
 from subeight.models.gauge import Gauge
 from subeight.models.model import Model
+from subeight.probe.probe import Probe
 from subeight.probe.swaps import Swaps
 from subeight.text import EvaluationSet
 
@@ -58,6 +59,24 @@ class Case:
     def measure(self, model: Model, question: Question | None = None) -> Loss:
         """The loss of a whole model on the failing prompts (or another question), streamed once."""
         return measure(question or self.question, model, self.settings.metric)
+
+    def probe(self, *, candidate: Model | None = None, gauge: Gauge | None = None, base: Swaps | None = None) -> Probe:
+        """What measures mixtures of candidate and baseline on the failing prompts; needs a gauge.
+
+        `base` is restored in every measurement (default: the repairs so far).
+        """
+        found = gauge or self.gauge
+        assert found is not None, "the baseline's examination finds the gauge"
+        return Probe(
+            self.baseline,
+            candidate or self.candidate,
+            found,
+            self.question,
+            self.computing,
+            metric=self.settings.metric,
+            base=self.swaps if base is None else base,
+            max_memory=self.settings.max_memory,
+        )
 
     def with_repair(self, loss: Loss, **changes: Any) -> "Case":
         """The case in which something guilty is repaired, and the loss that is left."""

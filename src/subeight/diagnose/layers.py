@@ -32,16 +32,7 @@ def examine(case: Case) -> Examined:
         return Finding("layers", "skipped", "The two models could not be aligned, so no linear can be swapped."), case
     if case.loss.value <= _NOTHING:
         return Finding("layers", "cleared", "Nothing is lost on these prompts, so there is nothing to search."), case
-    probe = Probe(
-        case.baseline,
-        case.candidate,
-        case.gauge,
-        case.question,
-        case.computing,
-        metric=case.settings.metric,
-        base=case.swaps,
-        max_memory=case.settings.max_memory,
-    )
+    probe = case.probe()
     at = _layers(case, probe)
     causes = _causes(case, at)
     sites, search = at.sites, at.search

@@ -17,7 +17,6 @@ from subeight.evals.loss import Loss, recovered
 from subeight.formats import Format
 from subeight.models.footprint import footprint
 from subeight.models.model import Model
-from subeight.probe.probe import Probe
 from subeight.probe.swaps import Swaps
 from subeight.recipes import Recipe, load_recipe
 
@@ -88,20 +87,10 @@ def _formats(case: Case, causes: Sequence[Cause]) -> dict[str, Format | None]:
 
 
 def _measured(case: Case, formats: Mapping[str, Format | None]) -> Loss:
-    assert case.gauge is not None
     names = frozenset(formats)
     given = {name: weight for name, weight in case.swaps.given.items() if name not in names}
     kept = Swaps(case.swaps.weights - names, case.swaps.inputs, case.swaps.parameters, given)
-    probe = Probe(
-        case.baseline,
-        case.candidate,
-        case.gauge,
-        case.question,
-        case.computing,
-        metric=case.settings.metric,
-        base=kept,
-        max_memory=case.settings.max_memory,
-    )
+    probe = case.probe(base=kept)
     anew = {name: rounded(probe, name, format) for name, format in formats.items() if format is not None}
     return probe.restore(Swaps(weights=frozenset(n for n, f in formats.items() if f is None), given=anew))
 

@@ -81,20 +81,7 @@ class Trial:
     @cached_property
     def probe(self) -> Probe:
         """The case's probe, in which its repairs so far hold."""
-        return self._probe(self.case.candidate, self.gauge)
-
-    def _probe(self, candidate: Model, gauge: Gauge) -> Probe:
-        case = self.case
-        return Probe(
-            case.baseline,
-            candidate,
-            gauge,
-            case.question,
-            case.computing,
-            metric=case.settings.metric,
-            base=case.swaps,
-            max_memory=case.settings.max_memory,
-        )
+        return self.case.probe(gauge=self.gauge)
 
     def measure(self, candidate: Model, *, remade: bool = False) -> Loss:
         """The loss of another candidate on the failing prompts, with the repairs so far.
@@ -106,7 +93,7 @@ class Trial:
         if not self.case.swaps:
             return self.case.measure(candidate)
         gauge = align(self.case.baseline, candidate, device=self.case.computing.device) if remade else self.gauge
-        return self._probe(candidate, gauge).whole()
+        return self.case.probe(candidate=candidate, gauge=gauge).whole()
 
     def restore(self, swaps: Swaps) -> Loss:
         """The loss of the candidate with these places restored besides the repairs so far."""
