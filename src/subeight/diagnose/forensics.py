@@ -19,6 +19,7 @@ Damage = Literal["rounding", "scales", "zeros", "permuted", "stale"]
 
 EXCESS = 2.2  # healthy weights were measured up to 1.83 (an expert of a toy Mixtral, by GPTQ)
 REFITTED = 1.9  # what a weight may keep once its scales or zero points are refitted
+_MOST_LEFT = 0.15  # of the excess: what refitted scales or zero points may leave where the excess is large
 _TYPICAL = 1.03
 _MANY = 0.15  # of the codes at an end of the grid: scales over the full range leave a tenth there, but at 2 bits
 _CORRELATED = 0.7
@@ -89,9 +90,11 @@ def _judged(weight: Tensor, found: Tensor, unit: float, stored: QTensor | None) 
         format = stored.format
         if _clipped(weight, found, unit, stored):
             return Verdict("scales", excess)
-        if _left(weight, refitted(weight, found, format), unit) <= REFITTED:
+        # one number a group cannot take away the most of an error that is not its own
+        explained = max(REFITTED, _MOST_LEFT * excess)
+        if _left(weight, refitted(weight, found, format), unit) <= explained:
             return Verdict("scales", excess)
-        if _left(weight, shifted(weight, found, format), unit) <= REFITTED:
+        if _left(weight, shifted(weight, found, format), unit) <= explained:
             return Verdict("zeros", excess)
     for by_columns in (False, True):
         order = order_of(weight.T, found.T) if by_columns else order_of(weight, found)
