@@ -32,7 +32,8 @@ check: $(READY)
 	$(BIN)/python -m pytest tests/test_arrows.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.evaluate_speed
+	$(BIN)/python -m benchmarks.diagnose_speed
 
 clean:
 	rm -rf $(VENV) demo runs build .mypy_cache .ruff_cache

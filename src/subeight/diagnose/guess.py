@@ -33,11 +33,12 @@ def guess_baseline(candidate: Model) -> str:
     claims = [name for name in _claims(candidate) if name and Path(name).expanduser().resolve() != home.resolve()]
     here = [name for name in claims if name == ALIAS or Path(name).expanduser().exists()]
     hub = [name for name in claims if name.count("/") == 1 and not name.startswith((".", "~", "/"))]
-    for name in (*here, *hub, *claims):
-        return name
-    raise InputError(
-        f"{candidate.label} does not say from which model it was made; give --baseline, the full-precision model."
-    )
+    listed = (*here, *hub, *claims)
+    if not listed:
+        raise InputError(
+            f"{candidate.label} does not say from which model it was made; give --baseline, the full-precision model."
+        )
+    return listed[0]
 
 
 def _claims(candidate: Model) -> Iterator[str]:
