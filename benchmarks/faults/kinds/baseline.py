@@ -19,7 +19,7 @@ from subeight.formats import QTensor
 
 PLAIN = ("rtn4", "gptq4", "gptq3", "rtn3")
 STEPS = {"dense": (40, 120), "mixtral": (40, 120), "smollm2": (10, 25)}  # of a fine-tune
-OLD = {"dense": (60, 1e-2), "mixtral": (60, 1e-2), "smollm2": (8, 5e-3)}  # steps and rate: far from the baseline
+OLD = {"dense": (60, 1e-2), "mixtral": (60, 1e-2), "smollm2": (10, 1e-1)}  # steps and rate: far from the baseline
 
 
 def permuted(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
