@@ -1,5 +1,6 @@
 """Faults of linears planted in a rounded model: named by experiment, told from sensitivity, or said to be spread."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from subeight.evals.loss import recovered
 from subeight.formats import Format, quantize
 from subeight.models.align import align
 from subeight.models.model import Model
-from tests.probe.mixtures import COMPUTING, llama, question_of, rounded_copy  # noqa: F401 - fixtures
+from tests.probe.mixtures import COMPUTING, question_of, rounded_copy
 
 Tensors = dict[str, torch.Tensor]
 DOWN = "model.layers.1.mlp.down_proj"
@@ -23,15 +24,17 @@ UP = "model.layers.1.mlp.up_proj"
 
 
 @pytest.fixture
-def case_of(llama: Path, tmp_path: Path) -> Callable[..., Case]:  # noqa: F811
+def case_of(llama: Path, tmp_path: Path) -> Callable[..., Case]:
     """A case whose candidate is the rounded model after `damage`."""
 
-    def make(damage: Callable[[Tensors, Tensors], None] = lambda _found, _exact: None, bits: int = 4) -> Case:
-        other = rounded_copy(llama, tmp_path / "other", bits)
-        found, exact = load_file(other / "model.safetensors"), load_file(llama / "model.safetensors")
+    def make(
+        damage: Callable[[Tensors, Tensors], None] = lambda _found, _exact: None, bits: int = 4, base: Path = llama
+    ) -> Case:
+        other = rounded_copy(base, tmp_path / "other", bits)
+        found, exact = load_file(other / "model.safetensors"), load_file(base / "model.safetensors")
         damage(found, exact)
         save_file(found, other / "model.safetensors", metadata={"format": "pt"})
-        baseline, candidate = Model(llama), Model(other)
+        baseline, candidate = Model(base), Model(other)
         question = question_of(baseline, tmp_path)
         case = Case(
             candidate=candidate,
@@ -111,16 +114,17 @@ def test_two_broken_linears_are_both_named(case_of) -> None:
     assert named(examine(case_of(both))[0]) == {DOWN, "model.layers.0.mlp.down_proj"}
 
 
-def test_a_pair_that_hurts_only_together(case_of, llama: Path) -> None:  # noqa: F811
+def test_a_pair_that_hurts_only_together(case_of, llama: Path, tmp_path: Path) -> None:
     def damage(found: Tensors, exact: Tensors) -> None:
         # channel 0 carries nothing: it is silent, and nobody reads it
         found[f"{UP}.weight"][0] = 8 * exact[f"{UP}.weight"][1:5].sum(0)
         found[f"{DOWN}.weight"][:, 0] = 8 * exact[f"{DOWN}.weight"][:, 1:5].sum(1)
 
-    tensors = load_file(llama / "model.safetensors")
+    base = Path(shutil.copytree(llama, tmp_path / "base"))
+    tensors = load_file(base / "model.safetensors")
     tensors[f"{UP}.weight"][0], tensors[f"{DOWN}.weight"][:, 0] = 0, 0
-    save_file(tensors, llama / "model.safetensors", metadata={"format": "pt"})
-    finding, _ = examine(case_of(damage))
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    finding, _ = examine(case_of(damage, base=base))
     (cause,) = finding.causes
     assert cause.kind == "pair"
     assert set(cause.places) == {UP, DOWN}

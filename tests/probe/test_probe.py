@@ -13,9 +13,9 @@ from subeight.models.align import align
 from subeight.models.model import Model
 from subeight.probe.probe import Probe, aligned_weight
 from subeight.probe.swaps import Swaps
-from tests.models.families import build, save
+from tests.models.families import save
 from tests.models.moves import move_scales
-from tests.probe.mixtures import COMPUTING, llama, mixtral, question_of, rounded_copy  # noqa: F401 - fixtures
+from tests.probe.mixtures import COMPUTING, question_of, rounded_copy
 
 
 def probe_of(base: Path, other: Path, folder: Path) -> Probe:
