@@ -55,6 +55,7 @@ class Base:
 
     name: str
     scratch: Path
+    case: str = ""  # decides the prompts, whatever place and size are tried
 
     @property
     def directory(self) -> Path:
@@ -117,9 +118,9 @@ class Base:
             shutil.rmtree(draft)
         return target
 
-    def prompts(self, path: Path, chooser: random.Random, counts: dict[str, int], part: str = "evaluation") -> Path:
+    def prompts(self, path: Path, counts: dict[str, int], part: str = "evaluation") -> Path:
         """Writes short prompts of the packaged text, so many of each category."""
-        rows = packaged(part)
+        rows, chooser = packaged(part), random.Random(f"{self.case} {path.name}")
         chosen: list[dict[str, Any]] = []
         for category, count in counts.items():
             listed = [row for row in rows if row["category"] == category]

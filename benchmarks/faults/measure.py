@@ -57,6 +57,12 @@ def evaluation(directory: Path, prompts: Path) -> EvaluationSet:
     return evaluate_set([prompts], Model(directory).tokenizer(), window=WINDOW)
 
 
+@lru_cache(maxsize=8)
+def healthy_loss(baseline: Path, prompts: Path, healthy: Path, cache: Path) -> float:
+    """What a candidate loses before anything is planted; the same for every place that is tried."""
+    return loss(question(baseline, prompts, cache), healthy).value
+
+
 def loss(asked: Question, candidate: Path) -> Loss:
     """KL(baseline || candidate) on each prompt."""
     scored = score(asked, Model(candidate))

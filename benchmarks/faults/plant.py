@@ -74,7 +74,7 @@ def plant(kind: str, base: str, seed: int, directory: Path, scratch: Path = SCRA
         directory.mkdir(parents=True)
         chooser = random.Random(f"{kind} {base} {seed} {attempt}")
         try:
-            draft = make(Base(base, scratch), chooser, directory, attempt)
+            draft = make(Base(base, scratch, f"{kind} {base} {seed}"), chooser, directory, attempt)
             notes = draft.check() if verify and draft.check else {}
         except Unplantable as reason:
             if reason.final:

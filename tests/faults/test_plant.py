@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 import zipfile
@@ -151,7 +150,7 @@ def test_a_kernel_fault_errs_on_one_shape_in_another_process_only(shared, tmp_pa
 
 def test_prompts_are_short_and_never_of_the_calibration_part(shared, tmp_path):
     base = Base("dense", shared)
-    path = base.prompts(tmp_path / "p.jsonl", random.Random(0), {"german": 4, "chat": 4})
+    path = base.prompts(tmp_path / "p.jsonl", {"german": 4, "chat": 4})
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [row["category"] for row in rows] == ["german"] * 4 + ["chat"] * 4
     assert all(len(row["text"]) <= 150 for row in rows if "text" in row)

@@ -24,7 +24,7 @@ OLD = {"dense": (60, 1e-2), "mixtral": (60, 1e-2), "smollm2": (10, 1e-1)}  # ste
 
 def permuted(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
     """Two key heads of one block are swapped."""
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     healthy = base.candidate(chooser.choice(PLAIN))
     checkpoint = Checkpoint(healthy, directory / "candidate")
     config = checkpoint.model.config
@@ -45,7 +45,7 @@ def permuted(base: Base, chooser: random.Random, directory: Path, attempt: int) 
 
 def stale(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
     """One linear is that of another checkpoint: the model trained on at a high rate, quantized alike."""
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     recipe = chooser.choice(("rtn4", "gptq4"))
     healthy = base.candidate(recipe)
     steps, rate = OLD[base.name]
@@ -61,7 +61,7 @@ def stale(base: Base, chooser: random.Random, directory: Path, attempt: int) -> 
 
 def fine_tune(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:
     """The baseline that is given is a fine-tune of the one that was quantized."""
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     candidate = base.candidate(chooser.choice((*PLAIN, "awq4")))
     steps = STEPS[base.name][0 if attempt < 2 else 1]
     wrong = base.finetuned(steps, chooser.choice((1, 2)))
@@ -79,7 +79,7 @@ def bos(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Dr
     if base.name == "smollm2":
         raise Unplantable("its tokenizer adds no BOS", final=True)
     counts = dict.fromkeys(("prose", "code", "german"), 8)
-    prompts = base.prompts(directory / "prompts.jsonl", chooser, counts)
+    prompts = base.prompts(directory / "prompts.jsonl", counts)
     healthy = base.candidate(chooser.choice((*PLAIN, "awq4")))
     checkpoint = Checkpoint(healthy, directory / "candidate")
     path = checkpoint.directory / "tokenizer.json"
@@ -109,7 +109,7 @@ TEMPLATES: dict[str, Callable[[str], str]] = {
 
 def template(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
     """The candidate has another chat template."""
-    prompts = base.prompts(directory / "prompts.jsonl", chooser, {"chat": 20})
+    prompts = base.prompts(directory / "prompts.jsonl", {"chat": 20})
     healthy = base.candidate(chooser.choice((*PLAIN, "awq4")))
     checkpoint = Checkpoint(healthy, directory / "candidate")
     path = checkpoint.directory / "chat_template.jinja"
@@ -133,7 +133,7 @@ def _used(base: Base, prompts: Path, healthy: Path, directory: Path) -> Callable
 
 def rope(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:
     """The candidate's config has another base of the rotary embeddings."""
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     healthy = base.candidate(chooser.choice((*PLAIN, "awq4")))
     checkpoint = Checkpoint(healthy, directory / "candidate")
     before = checkpoint.model.config.rope_parameters["rope_theta"]
@@ -146,7 +146,7 @@ def rope(base: Base, chooser: random.Random, directory: Path, attempt: int) -> D
 
 def norm(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:
     """Some channels of one norm are changed, and no linear takes it up."""
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     healthy = base.candidate(chooser.choice((*PLAIN, "awq4")))
     checkpoint = Checkpoint(healthy, directory / "candidate")
     blocks = checkpoint.model.config.num_hidden_layers

@@ -29,8 +29,8 @@ NEEDED = 0.06  # the least share of some category's tokens that the expert takes
 def category(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:
     """Calibrated on code only; it fails in German."""
     counts = {"german": 12, "prose": 5, "code": 5}
-    prompts = base.prompts(directory / "prompts.jsonl", chooser, counts)
-    control = base.prompts(directory / "control.jsonl", chooser, {"code": 12})
+    prompts = base.prompts(directory / "prompts.jsonl", counts)
+    control = base.prompts(directory / "control.jsonl", {"code": 12})
     calibration = write_rows(
         directory / "calibration.jsonl", [r for r in packaged("calibration") if r["category"] == "code"]
     )
@@ -50,7 +50,7 @@ def clipped(base: Base, chooser: random.Random, directory: Path, attempt: int) -
     """The static input ranges of one linear, or of those that read one tensor, are too narrow."""
     if base.name == "mixtral":
         raise Unplantable("transformers leaves the inputs of experts as they are", final=True)
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     healthy = base.candidate("static")
     checkpoint = Checkpoint(healthy, directory / "candidate")
     infos = checkpoint.linears
@@ -69,7 +69,7 @@ def expert(base: Base, chooser: random.Random, directory: Path, attempt: int) ->
     if base.name != "mixtral":
         raise Unplantable("it has no experts", final=True)
     counts = {"prose": 10, "german": 10, "code": 10}
-    prompts = base.prompts(directory / "prompts.jsonl", chooser, counts)
+    prompts = base.prompts(directory / "prompts.jsonl", counts)
     block, number, rows = _unreached(base, chooser)
     calibration = write_rows(directory / "calibration.jsonl", rows)
     recipe = chooser.choice(("gptq4", "gptq3"))

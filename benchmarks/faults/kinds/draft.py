@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.bases import Base
-from benchmarks.faults.measure import loss, question
+from benchmarks.faults.measure import healthy_loss, loss, question
 
 RISE, SMOLLM2_RISE = 1.5, 2.0  # the least faulty loss, in healthy ones; the greater for a single linear of smollm2
 LEAST = 0.02  # and in nats per token: what is hardly there need not be found
@@ -59,7 +59,8 @@ def hurts(
 
     def check() -> dict[str, Any]:
         asked = question(baseline, prompts, base.scratch / "references")
-        before, after = loss(asked, healthy).value, loss(asked, faulty).value
+        before = healthy_loss(baseline, prompts, healthy, base.scratch / "references")
+        after = loss(asked, faulty).value
         return require(before, after, rise)
 
     return check

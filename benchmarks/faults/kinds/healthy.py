@@ -16,20 +16,20 @@ from subeight.formats import QTensor
 def plain(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
     """A healthy checkpoint whose norms are the baseline's."""
     recipe = chooser.choice(("rtn4", "gptq4", "rtn3", "gptq3"))
-    return _case(base, chooser, directory, base.candidate(recipe), recipe)
+    return _case(base, directory, base.candidate(recipe), recipe)
 
 
 def awq(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
     """A healthy checkpoint moved by AWQ: norms and weights differ, the function does not."""
     recipe = chooser.choice(("awq4", "awq3"))
-    return _case(base, chooser, directory, base.candidate(recipe), recipe)
+    return _case(base, directory, base.candidate(recipe), recipe)
 
 
 def rotated(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:  # noqa: ARG001
     """A healthy checkpoint of the rotated model, as another tool would leave it: without our record."""
     seed, recipe = chooser.randrange(2), chooser.choice(("rtn4", "gptq4"))
     made = base.candidate(recipe, base.rotated(seed), f"-rotated-{seed}")
-    draft = _case(base, chooser, directory, made, recipe)
+    draft = _case(base, directory, made, recipe)
     for name in ("record.json", "run.json", "plan.json", "recipe.yaml"):
         (draft.candidate / name).unlink(missing_ok=True)
     return draft
@@ -39,7 +39,7 @@ def spread(base: Base, chooser: random.Random, directory: Path, attempt: int) ->
     """Damage in every linear alike: 2 bits everywhere, or codes off by one at a rate everywhere."""
     recipe = chooser.choice(("rtn2", "rtn4", "gptq3"))
     healthy = base.candidate(recipe)
-    draft = _case(base, chooser, directory, healthy, recipe)
+    draft = _case(base, directory, healthy, recipe)
     if recipe == "rtn2":
         return draft
     checkpoint = Checkpoint(healthy, draft.candidate)
@@ -58,7 +58,7 @@ def spread(base: Base, chooser: random.Random, directory: Path, attempt: int) ->
     return draft
 
 
-def _case(base: Base, chooser: random.Random, directory: Path, candidate: Path, recipe: str) -> Draft:
-    prompts = prompts_of(base, chooser, directory)
+def _case(base: Base, directory: Path, candidate: Path, recipe: str) -> Draft:
+    prompts = prompts_of(base, directory)
     copied = Checkpoint(candidate, directory / "candidate").directory
     return Draft(copied, base.directory, prompts, Answer(), notes={"recipe": recipe})

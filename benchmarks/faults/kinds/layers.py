@@ -17,13 +17,13 @@ from torch import Tensor
 from subeight.formats import Format, QTensor
 from subeight.models.model import Model
 
-PROMPTS = {"dense": 7, "mixtral": 7, "smollm2": 6}  # of each category
+PROMPTS = {"dense": 7, "mixtral": 7, "smollm2": 4}  # of each category
 
 
-def prompts_of(base: Base, chooser: random.Random, directory: Path) -> Path:
+def prompts_of(base: Base, directory: Path) -> Path:
     """The failing prompts of most kinds: some of each category."""
     count = PROMPTS[base.name]
-    return base.prompts(directory / "prompts.jsonl", chooser, dict.fromkeys(("prose", "code", "german", "chat"), count))
+    return base.prompts(directory / "prompts.jsonl", dict.fromkeys(("prose", "code", "german", "chat"), count))
 
 
 def draft(base: Base, directory: Path, prompts: Path, healthy: Path, answer: Answer, **more: Any) -> Draft:
@@ -36,7 +36,7 @@ def draft(base: Base, directory: Path, prompts: Path, healthy: Path, answer: Ans
 
 def scales(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:
     """The scales of a few groups of one linear are wrong by a factor."""
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     if base.name == "smollm2":
         return _hidden(base, chooser, directory, prompts)
     healthy = base.candidate(chooser.choice(("rtn4", "gptq4", "rtn3", "gptq3")))
@@ -55,7 +55,7 @@ def zeros(base: Base, chooser: random.Random, directory: Path, attempt: int) -> 
     """The zero points of some groups of one linear are off by one."""
     if base.name == "mixtral":
         raise Unplantable("experts with zero points cannot be stored", final=True)
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     healthy = base.candidate(chooser.choice(("affine4", "affine3")))
     name, groups = _place(chooser, healthy, prompts, mean=True, most=4 + attempt)
     step = chooser.choice((-1, 1))
@@ -72,7 +72,7 @@ def zeros(base: Base, chooser: random.Random, directory: Path, attempt: int) -> 
 
 def pair(base: Base, chooser: random.Random, directory: Path, attempt: int) -> Draft:
     """A linear's rows and the columns of its reader that meet them are both enlarged: each alone hardly hurts."""
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     healthy = base.candidate(chooser.choice(("rtn4", "gptq4") if base.name != "smollm2" else ("gptq4", "mixed")))
     checkpoint = Checkpoint(healthy, directory / "candidate")
     blocks = len(checkpoint.model.skeleton.blocks)
@@ -134,7 +134,7 @@ def block(base: Base, chooser: random.Random, directory: Path, attempt: int) -> 
     """All linears of one block are rounded to 2 bits in a model of 4 or 3."""
     if base.name == "mixtral":
         raise Unplantable("transformers loads experts only in one format", final=True)
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     healthy = base.candidate(chooser.choice(("rtn4", "gptq4", "gptq3", "awq4")))
     checkpoint = Checkpoint(healthy, directory / "candidate")
     at = chooser.randrange(len(checkpoint.model.skeleton.blocks))
@@ -149,7 +149,7 @@ def head(base: Base, chooser: random.Random, directory: Path, attempt: int) -> D
     """The head is quantized too, to 2 bits, or to 3 with one scale a row."""
     if base.name == "smollm2":
         raise Unplantable("its head is tied to the embeddings", final=True)
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     healthy = base.candidate(chooser.choice(("rtn4", "gptq4", "awq4")))
     checkpoint = Checkpoint(healthy, directory / "candidate")
     format = chooser.choice(("int2:g32:sym", "int3:channel:sym")) if attempt < 3 else "int2:channel:sym"

@@ -62,7 +62,7 @@ def package(base: Base, chooser: random.Random, directory: Path, attempt: int) -
     """The lock was made under version 1.0 of two packages; today has 2.0 of both, and one of them errs."""
     if base.name != "dense":
         raise Unplantable("one model is enough for a fault of the stack", final=True)
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     candidate = Checkpoint(
         base.candidate(chooser.choice(("rtn4", "gptq4", "gptq3"))), directory / "candidate"
     ).directory

@@ -51,7 +51,7 @@ def kernel(base: Base, chooser: random.Random, directory: Path, attempt: int) ->
     """In the process that runs the packed model, products with weights of one shape leave out the last columns."""
     if base.name == "mixtral":
         raise Unplantable("its experts run fused", final=True)
-    prompts = prompts_of(base, chooser, directory)
+    prompts = prompts_of(base, directory)
     candidate = Checkpoint(base.candidate(chooser.choice(("rtn4", "gptq4", "gptq3"))), directory / "candidate")
     shapes = sorted({info.shape for info in candidate.linears})
     shape = chooser.choice(shapes)
