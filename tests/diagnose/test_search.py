@@ -35,7 +35,7 @@ class Model:
         position = {name: int(name.split(".")[2]) for name in PLACES}
         flat = dict.fromkeys(PLACES, 1.0)
         whole = loss_of(sum(self.carried.values()))
-        return Search(expected or flat, position, whole, self.measure, lambda: self.forwards)
+        return Search(expected or flat, position, whole, whole, self.measure, lambda: self.forwards)
 
 
 def spread(total: float = 1.0) -> dict[str, float]:

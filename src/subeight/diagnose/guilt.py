@@ -89,11 +89,9 @@ class Layers:
 
     def _given(self, names: Collection[str], formats: Mapping[str, Format], what: str) -> Test:
         """The candidate with these linears rounded again from the baseline, all else as before they were restored."""
-        chosen = frozenset(names)
-        others = self.search.found - chosen
+        others = self.search.found - frozenset(names)
         swaps = self.sites.swaps(others) | Swaps(
-            given={name: rounded(self.probe, name, format) for name, format in formats.items()},
-            inputs=chosen & self.sites.rounded_inputs,
+            given={name: rounded(self.probe, name, format) for name, format in formats.items()}
         )
         before = self.search.with_restored(others)
         return self.search.test(what, names, lambda: self.probe.restore(swaps), before)

@@ -56,7 +56,8 @@ def _layers(case: Case, probe: Probe) -> Layers:
     search = Search(
         expected=sites.expected,
         position=sites.position,
-        whole=probe.whole(),
+        whole=case.whole,
+        start=probe.whole(),
         measure=lambda names: probe.restore(sites.swaps(names)),
         spent=lambda: probe.spent.block_forwards,
         seed=case.settings.seed,
@@ -72,7 +73,7 @@ def _causes(case: Case, at: Layers) -> list[Cause]:
     while len(causes) < _MOST and (cause := _likeliest(at)) is not None:
         causes.append(cause)
     search, sites = at.search, at.sites
-    left = 1 - recovered(search.whole, search.left).value
+    left = search.left.value / search.whole.value
     untried = [name for name in sites.names if name not in search.found and name not in sites.sensitive]
     if len(untried) > 1 and left >= (_UNEXPLAINED if causes else HALF):
         for test in search.halve(untried, left):
@@ -113,7 +114,7 @@ def _likeliest(at: Layers) -> Cause | None:
 def _evidence(causes: Sequence[Cause], search: Search, sites: Sites) -> str:
     count = len(sites.names)
     if causes:
-        total = recovered(search.whole, search.left)
+        total = recovered(search.start, search.left, search.whole)
         return f"Restoring {_listed(causes)} brings back {total.value:.0%} of the loss; {count} places were searched."
     largest = max((t for t in search.tests if t.what == "restore"), key=lambda t: t.share.value, default=None)
     most = ""
@@ -153,7 +154,8 @@ def _details(sites: Sites, search: Search) -> dict[str, Any]:
         for test in search.tests
         if test.what == "restore"
     ]
-    everything = {"restored": len(sites.names), "bytes": sites.added(sites.names), "recovered": 1.0}
+    all_of_it = search.start.value / search.whole.value
+    everything = {"restored": len(sites.names), "bytes": sites.added(sites.names), "recovered": all_of_it}
     total = sum(sites.expected.values()) or 1.0
     prior = [
         {"name": name, "block": sites.position[name], "share": sites.expected[name] / total} for name in sites.ordered

@@ -41,7 +41,8 @@ class Search:
 
     expected: Mapping[str, float]  # what each place is expected to carry; only the order and the sums matter
     position: Mapping[str, int]  # the block of each place
-    whole: Loss
+    whole: Loss  # what shares are of: the loss as it was met
+    start: Loss  # with nothing restored
     measure: Callable[[frozenset[str]], Loss]
     spent: Callable[[], float] = lambda: 0.0
     seed: int = 0
@@ -50,7 +51,7 @@ class Search:
     _known: dict[frozenset[str], Loss] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._known[frozenset()] = self.whole
+        self._known[frozenset()] = self.start
 
     @property
     def left(self) -> Loss:
