@@ -1,6 +1,6 @@
 """Runs the fault benchmark: plants cases, diagnoses each in this process, and writes one line of JSON for each.
 
-    python benchmarks/faults/run.py --out DIR --set small|smollm2|healthy [--shard 0/2] [--kinds a,b] [--limit n]
+    python benchmarks/faults/run.py --out DIR --set small|smollm2|healthy [--shard 0/2] [--kinds a,b] [--bases a,b]
 
 Killed at any point, the same command goes on: cases that have their line are skipped. `--plant` only plants and
 measures. Two shards use two cores, one thread each. `score.py` makes the scoreboard of the lines.
@@ -68,6 +68,8 @@ def main() -> None:
     mine = [case for at, case in enumerate(cases(arguments.set)) if at % shards == shard]
     if arguments.kinds:
         mine = [case for case in mine if case[0] in arguments.kinds.split(",")]
+    if arguments.bases:
+        mine = [case for case in mine if case[1] in arguments.bases.split(",")]
     for kind, base, seed in mine[: arguments.limit]:
         name = f"{kind}-{base}-{seed}"
         if name not in done:
@@ -84,6 +86,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--set", choices=list(SETS), required=True)
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--kinds", default="")
+    parser.add_argument("--bases", default="")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--scratch", type=Path, default=SCRATCH)
     parser.add_argument("--keep", action="store_true", help="leave the planted checkpoints")
