@@ -74,7 +74,7 @@ def _examine_tensors(case: Case) -> tuple[Part, Case]:
     """Compares all tensors, and measures what those are worth that are not the baseline's."""
     found = compare_tensors(case.baseline, case.candidate, case.computing.device)
     hints = {suspect.name: suspect.kind for suspect in found.suspects if not suspect.is_ours}
-    case = replace(case, gauge=found.gauge, notes={**case.notes, "forensics": hints})
+    case = replace(case, gauge=found.gauge, notes={**case.notes, "forensics": hints, "excess": found.excess})
     spread = found.most_linears and found.is_noise
     ours = [suspect for suspect in found.suspects if suspect.is_ours and not (spread and suspect.kind == "stale")]
     details = {

@@ -43,10 +43,11 @@ class Layers:
         """The cause that the places of an accepted test are; None, and put back, where they are only sensitive."""
         if kind == "format":
             return self._format_cause(test)
-        pair = self._pair(test) if len(test.names) == 1 else None
+        pair = self._pair(test) if self._may_have_a_partner(test) else None
         if pair is not None:
             return pair
-        anew = self._round_anew(test.names)
+        alike = not any(self.sites.stands_out(name) for name in test.names)
+        anew = None if alike else self._round_anew(test.names)
         if anew is None or anew.share.value < _ANEW * test.share.value:
             self._put_back(test)
             return None
@@ -100,6 +101,10 @@ class Layers:
         for name in test.names:
             self.sites.sensitive[name] = test.share.value
         self.search.found -= frozenset(test.names)
+
+    def _may_have_a_partner(self, test: Test) -> bool:
+        """Whether it must be tried: not where forensics doubt this place and no other, for a partner is as wrong."""
+        return len(test.names) == 1 and (len(self.sites.hints) != 1 or test.names[0] not in self.sites.hints)
 
     def _pair(self, test: Test) -> Cause | None:
         """The pair of which the place is one half, where it costs little alone and restoring another helps as much."""

@@ -22,6 +22,7 @@ from subeight.probe.probe import Probe
 
 _MOST = 8  # causes found one by one
 _UNEXPLAINED = 0.7  # of the loss: where culprits leave more than this, sets are halved as well
+_AS_MUCH = "rounding it anew in the same format costs as much"
 _NOTHING = 1e-6  # nats (or share of prompts): less is no loss
 
 
@@ -124,8 +125,9 @@ def _evidence(causes: Sequence[Cause], search: Search, sites: Sites) -> str:
     if sites.sensitive:
         name, share = max(sites.sensitive.items(), key=lambda item: item[1])
         return (
-            f"No linear is broken. {name} is sensitive: it carries {share:.0%} of the loss, and rounding it anew in "
-            f"the same format costs as much.{most}"
+            f"No linear is broken. {name} is sensitive: it carries {share:.0%} of the loss, and "
+            + ("its weight is no worse than the others'" if not sites.stands_out(name) else _AS_MUCH)
+            + f".{most}"
         )
     return f"The damage is spread over the {count} places that were searched: no few of them carry it.{most}"
 

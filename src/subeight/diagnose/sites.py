@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 
 from subeight.diagnose.case import Case
 from subeight.errors import ModelError
@@ -11,6 +12,7 @@ from subeight.models.model import Model
 from subeight.probe.probe import Probe, aligned_weight
 from subeight.probe.swaps import Swaps
 
+_WORSE = 1.15  # times the median excess
 _SAME = 1e-4  # relative difference below which a weight is the baseline's
 _GUESSES = tuple(Format.parse(f"int{bits}:g64:sym") for bits in (8, 6, 5, 4, 3, 2))
 
@@ -26,6 +28,7 @@ class Sites:
         formats: how each is stored, None where that is not known.
         errors: relative difference of the weights.
         hints: what forensics say of some: `scales`, `zeros`.
+        excess: how many times as far from the baseline each weight is as plain rounding would put it.
         sensitive: places that carry much of the loss without being broken, with their share.
     """
 
@@ -37,6 +40,7 @@ class Sites:
     rounded_inputs: frozenset[str]
     counts: dict[str, int]
     hints: Mapping[str, str] = field(default_factory=dict)
+    excess: Mapping[str, float] = field(default_factory=dict)
     guess: Format | None = None
     sensitive: dict[str, float] = field(default_factory=dict)
 
@@ -70,6 +74,7 @@ class Sites:
             rounded_inputs=inputs,
             counts={linear.name: linear.count for linear in listed},
             hints=case.notes.get("forensics", {}),
+            excess=case.notes.get("excess", {}),
         )
         if sites.names and not any(formats.values()):
             sites.guess = _guessed(probe, sites)
@@ -99,6 +104,13 @@ class Sites:
     def usual_words(self) -> str | None:
         """The usual format in words."""
         return None if self.usual is None else str(self.usual)
+
+    def stands_out(self, name: str) -> bool:
+        """Whether a weight is worse than the others, for its format: where all are alike, no one is broken."""
+        known = [self.excess[other] for other in self.names if other in self.excess]
+        if name not in self.excess or len(known) < 2:
+            return True
+        return self.excess[name] >= _WORSE * median(known)
 
     def added(self, names: Iterable[str]) -> int:
         """Bytes that keeping these linears in 16 bits would add."""
