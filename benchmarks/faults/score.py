@@ -71,11 +71,18 @@ def scoreboard(found: list[dict[str, Any]]) -> dict[str, Any]:
         "local_repairs": {
             "cases": len(local),
             "recovered": spread([line["recovered"] for line in local]),
-            "recovered_80_percent": sum(line["recovered"] >= 0.8 for line in local),
+            "of_the_fault": spread([of_the_fault(line) for line in local]),
+            "of_the_fault_80_percent": sum(of_the_fault(line) >= 0.8 for line in local),
+            "at_most_3_percent_more_bytes": sum(line["bytes_added"] <= 0.03 * line["bytes"] for line in local),
             "bytes_added_share": spread([line["bytes_added"] / line["bytes"] for line in local if line.get("bytes")]),
         },
         "wrong": [{key: line.get(key) for key in ("case", "why")} for line in ran if not line["right"]],
     }
+
+
+def of_the_fault(line: dict[str, Any]) -> float:
+    """What the prescription recovered of the loss that the fault added: the healthy candidate loses the rest."""
+    return float(line["recovered"] * line["loss"] / (line["loss"] - line["notes"]["healthy"]))
 
 
 def kinds(found: list[dict[str, Any]]) -> list[str]:
@@ -125,7 +132,11 @@ def markdown(board: dict[str, Any]) -> str:
     rows += ["", f"False culprits: {false['named']} in {false['cases']} cases without a fault or with spread damage."]
     local = board["local_repairs"]
     if local["recovered"]:
-        rows.append(f"Local faults repaired: {local['recovered']['p50']:.0%} of the loss recovered (median).")
+        rows.append(
+            f"Local faults repaired: of the loss that the fault added, {local['of_the_fault']['p50']:.0%} recovered "
+            f"(median; at least 80 % in {local['of_the_fault_80_percent']} of {local['cases']}), for at most 3 % more "
+            f"bytes in {local['at_most_3_percent_more_bytes']} of {local['cases']}."
+        )
     rows += [
         "",
         "| model | evaluations p50 / p90 | block forwards p50 / p90 | seconds p50 / p90 |",
