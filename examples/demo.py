@@ -24,7 +24,7 @@ from subeight.cli.show import comparison_table, words
 from subeight.models.smollm2 import unpacked
 
 NOTE = "demo settings: 16 calibration sequences of 512 tokens, 4,096 evaluation tokens; never quote these as results"
-BROKEN = "model.layers.11.mlp.down_proj"  # whose scales the demo makes wrong
+BROKEN = "model.layers.0.self_attn.o_proj"  # whose scales the demo makes wrong
 DIAGNOSED_TOKENS = 1024
 RECIPES = ("rtn-int4", "awq-int4", "gptq-int4", "rtn-int3", "awq-int3", "gptq-int3")
 
@@ -89,13 +89,13 @@ def main() -> None:
 
 
 def _broken(healthy: Path, directory: Path) -> Path:
-    """A copy of a checkpoint in which the scales of one linear are 1.6 times too large."""
+    """A copy of a checkpoint in which the scales of one linear are twice as large as they should be."""
     shutil.copytree(healthy, directory)
     name = f"{BROKEN}.weight_scale"
     index = json.loads((directory / "model.safetensors.index.json").read_text(encoding="utf-8"))
     shard = directory / index["weight_map"][name]
     tensors = load_file(shard)
-    tensors[name] *= 1.6
+    tensors[name] *= 2
     save_file(tensors, shard, metadata={"format": "pt"})
     return directory
 
