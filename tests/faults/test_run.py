@@ -54,7 +54,7 @@ def test_a_scoreboard_counts_right_wrong_and_false_culprits():
 
     board = scoreboard(
         [
-            line("scales", True, recovered=0.9, bytes_added=10, bytes=1000),
+            line("scales", True, recovered=0.45, loss=0.2, notes={"healthy": 0.1}, bytes_added=10, bytes=1000),
             line("scales", False),
             line("healthy", True),
             line("awq", False),
@@ -64,5 +64,6 @@ def test_a_scoreboard_counts_right_wrong_and_false_culprits():
     assert board["faulty"]["right"] == 1 and board["faulty"]["cases"] == 2
     assert board["not_planted"] == 1
     assert board["false_culprits"]["named"] == 1 and board["false_culprits"]["cases"] == 2
-    assert board["local_repairs"]["recovered_80_percent"] == 1
+    assert board["local_repairs"]["of_the_fault"]["max"] == 0.9
+    assert board["local_repairs"]["of_the_fault_80_percent"] == 1
     assert "| scales | 1 of 2 | 50%" in markdown(board)
