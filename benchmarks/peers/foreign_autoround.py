@@ -5,8 +5,9 @@ ENV/bin/python foreign_autoround.py MODEL_DIR OUT_DIR [DENSE] --method auto_roun
 
 import torch
 from auto_round import AutoRound
-from foreign import LENGTH, ROWS, arguments, keep_dense, keep_tokenizer, load, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from foreign import LENGTH, ROWS, arguments, keep_dense, keep_tokenizer, load, rows
 
 given = arguments("auto_round", "auto_round:auto_gptq", "auto_round:gptqmodel", "auto_round:auto_awq")
 model = load(given.model)

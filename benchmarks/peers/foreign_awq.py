@@ -7,8 +7,9 @@ ENV/bin/python foreign_awq.py MODEL_DIR OUT_DIR [DENSE] [--group 32]
 import json
 
 import torch
-from foreign import arguments, keep_dense, keep_tokenizer, load
 from safetensors.torch import save_file
+
+from foreign import arguments, keep_dense, keep_tokenizer, load
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column that each nibble of a word holds, from the lowest
 

@@ -6,8 +6,9 @@ ENV/bin/python foreign_bitsandbytes.py MODEL_DIR OUT_DIR [DENSE] --method nf4-do
 import bitsandbytes as bnb
 import torch
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute as dequantize
-from foreign import arguments, keep_dense, keep_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from foreign import arguments, keep_dense, keep_tokenizer
 
 given = arguments("nf4-double", "nf4", "fp4", "int8")
 if given.method == "int8":

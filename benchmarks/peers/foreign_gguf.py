@@ -11,6 +11,7 @@ import json
 import gguf
 import numpy as np
 import torch
+
 from foreign import arguments, keep_dense, load
 
 given = arguments("q4_0", "q8_0", "q5_0", "q4_1")

@@ -8,9 +8,10 @@ import os
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # it refuses to start on two cores without it
 
 import torch
-from foreign import arguments, keep_dense, keep_tokenizer, rows
 from gptqmodel import BACKEND, GPTQModel
 from gptqmodel.quantization.config import GPTQConfig
+
+from foreign import arguments, keep_dense, keep_tokenizer, rows
 
 given = arguments("gptq", "gptq_v2", "actorder")
 settings = {"bits": given.bits, "group_size": given.group, "sym": not given.asym, "device": "cpu"}

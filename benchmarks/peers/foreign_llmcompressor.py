@@ -8,10 +8,11 @@ import torch
 torch.Tensor.pin_memory = lambda self, *_, **__: self  # there is no accelerator to pin for
 
 from datasets import Dataset  # noqa: E402
-from foreign import LENGTH, ROWS, arguments, keep_dense, keep_tokenizer, load, rows  # noqa: E402
 from llmcompressor import oneshot  # noqa: E402
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
+
+from foreign import LENGTH, ROWS, arguments, keep_dense, keep_tokenizer, load, rows  # noqa: E402
 
 given = arguments("gptq", "rtn", "nvfp4", "mxfp4")
 weights = {

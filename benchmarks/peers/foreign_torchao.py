@@ -4,7 +4,6 @@ ENV/bin/python foreign_torchao.py MODEL_DIR OUT_DIR [DENSE] --method int4|int8|w
 """
 
 import torch
-from foreign import arguments, keep_dense, keep_tokenizer
 from torchao.quantization import (
     Int8DynamicActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
@@ -12,6 +11,8 @@ from torchao.quantization import (
     PerGroup,
 )
 from transformers import AutoModelForCausalLM, TorchAoConfig
+
+from foreign import arguments, keep_dense, keep_tokenizer
 
 given = arguments("int4", "int8", "w8a8")
 kinds = {
