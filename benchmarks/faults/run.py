@@ -1,6 +1,7 @@
 """Runs the fault benchmark: plants cases, diagnoses each in this process, and writes one line of JSON for each.
 
     python benchmarks/faults/run.py --out DIR --set small|smollm2|healthy [--shard 0/2] [--kinds a,b] [--bases a,b]
+        [--first-seed 1000]
 
 Killed at any point, the same command goes on: cases that have their line are skipped. `--plant` only plants and
 measures. Two shards use two cores, one thread each. `score.py` makes the scoreboard of the lines.
@@ -65,7 +66,7 @@ def main() -> None:
     shard, shards = map(int, arguments.shard.split("/"))
     path = arguments.out / f"{arguments.set}-{shard}-of-{shards}.jsonl"
     done = {line["case"] for line in lines(arguments.out)}
-    mine = [case for at, case in enumerate(cases(arguments.set)) if at % shards == shard]
+    mine = [case for at, case in enumerate(cases(arguments.set, arguments.first_seed)) if at % shards == shard]
     if arguments.kinds:
         mine = [case for case in mine if case[0] in arguments.kinds.split(",")]
     if arguments.bases:
@@ -87,6 +88,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--kinds", default="")
     parser.add_argument("--bases", default="")
+    parser.add_argument("--first-seed", type=int, default=0, help="of each kind; other seeds are other cases")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--scratch", type=Path, default=SCRATCH)
     parser.add_argument("--keep", action="store_true", help="leave the planted checkpoints")
@@ -94,13 +96,13 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def cases(name: str) -> list[tuple[str, str, int]]:
+def cases(name: str, first_seed: int = 0) -> list[tuple[str, str, int]]:
     """Every case of a set: kind, base and seed; shuffled once, so that shards and limits are fair samples."""
     listed = [
         (kind, base, seed)
         for base, counts in SETS[name].items()
         for kind, count in counts.items()
-        for seed in range(count)
+        for seed in range(first_seed, first_seed + count)
     ]
     random.Random(0).shuffle(listed)
     return listed
