@@ -30,6 +30,12 @@ class Loss:
     count: Floats
     category: npt.NDArray[np.str_]
 
+    @classmethod
+    def of(cls, total: npt.ArrayLike, count: npt.ArrayLike, category: Sequence[str]) -> Loss:
+        """The loss of prompts, as anything that numpy reads."""
+        sums, counts = np.asarray(total, dtype=np.float64), np.asarray(count, dtype=np.float64)
+        return cls(sums, counts, np.asarray(category, dtype=np.str_))
+
     @property
     def value(self) -> float:
         """The mean over all tokens (or prompts)."""
@@ -74,7 +80,7 @@ def token_loss(outcomes: TokenOutcomes, places: Places, metric: str = "kl") -> L
 
 def prompt_loss(wrong: Sequence[bool], category: Sequence[str]) -> Loss:
     """The loss of answers that are wrong or fail a check: the share of prompts."""
-    return Loss(np.asarray(wrong, dtype=np.float64), np.ones(len(wrong)), np.asarray(category, dtype=np.str_))
+    return Loss.of(wrong, np.ones(len(wrong)), category)
 
 
 def _ratio(numerator: Floats, denominator: Floats, seed: int) -> Interval:

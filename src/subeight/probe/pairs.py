@@ -1,7 +1,7 @@
 """The two versions of every block, the candidate's and the baseline's in its gauge, and mixtures of them."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,6 +71,27 @@ def _place(block: Block, other: Block, view: LinearView, given: Tensor | None, r
     target.copy_(other.weight(view) if given is None else given.to(target.device, target.dtype))
 
 
+@contextmanager
+def computing_with(block: Block, weights: Mapping[str, Tensor]) -> Iterator[Block]:
+    """`block`, computing with other weights [out, in] for some of its linears, while it lasts."""
+    replaced: dict[str, Tensor] = {}
+    for view in block.structure.linears():
+        if view.info.name in weights:
+            _place(block, block, view, weights[view.info.name], replaced)
+    with block.replaced(replaced, block.inputs):
+        yield block
+
+
+def aligned_block(baseline: Model, gauge: Gauge | None, computing: Computing, index: int) -> Block:
+    """A block of the baseline in a gauge, where it is rounded once, from float32, as the candidate was."""
+    moved = gauge is not None and gauge.is_moved
+    block = Block(baseline, index, torch.float32 if moved else computing.dtype, computing.device)
+    if gauge is not None:
+        gauge.apply(block)
+    block.to(computing.dtype)
+    return block
+
+
 class Pairs:
     """The pairs of all blocks, kept in memory up to a limit and read again where they do not fit."""
 
@@ -82,7 +103,6 @@ class Pairs:
         self._computing = computing
         self._limit = limit
         self._kept: OrderedDict[int, Pair] = OrderedDict()
-        self._aligned = computing.dtype if not gauge.is_moved else torch.float32
 
     def __len__(self) -> int:
         return len(self._models[1].skeleton.blocks)
@@ -100,8 +120,6 @@ class Pairs:
     def _load(self, index: int) -> Pair:
         baseline, candidate = self._models
         dtype, device = self._computing.dtype, self._computing.device
-        # In its gauge the baseline is rounded once, from float32, as the candidate was.
-        aligned = Block(baseline, index, self._aligned, device)
-        self._gauge.apply(aligned)
-        aligned.to(dtype)
-        return Pair(Block(candidate, index, dtype, device), aligned)
+        return Pair(
+            Block(candidate, index, dtype, device), aligned_block(baseline, self._gauge, self._computing, index)
+        )

@@ -1,0 +1,188 @@
+"""Many variants of one place, measured together: they share the states in front of it, the suffix behind it, and the
+baseline's softmax.
+
+A variant is one model with other weights for a few linears of one block (or for embeddings or head). All variants go
+through the suffix in one packed batch, and so does the model without any change where a control is wanted.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from subeight.evals.divergence import divergences
+from subeight.evals.loss import Loss
+from subeight.evals.passes import Computing, Pass, Sequences, places_of
+from subeight.evals.scoring import Question, loss_of
+from subeight.models.block import Block
+from subeight.models.gauge import Gauge
+from subeight.models.model import Model
+from subeight.models.shell import Head, Shell
+from subeight.probe.pairs import aligned_block, computing_with
+from subeight.text import EvaluationSet
+
+Variant = Mapping[str, Tensor]  # other weights [out, in] by the linear's name
+
+_PACKED = 8192  # tokens that go through a block at once
+
+
+class Suffixes:
+    """A model's blocks and shell, in a gauge where one is given; blocks stay in memory up to `max_memory` bytes."""
+
+    def __init__(
+        self, model: Model, computing: Computing, *, gauge: Gauge | None = None, max_memory: int | None = None
+    ) -> None:
+        self.model = model
+        self.computing = computing
+        self.shell = Shell(model, computing.dtype, computing.device)
+        if gauge is not None:
+            gauge.shell(self.shell)
+        self.head: Head = self.shell.head()
+        self._gauge = gauge
+        self._limit = max_memory
+        self._kept: OrderedDict[int, Block] = OrderedDict()
+        self._shell_names = set(model.skeleton.shell_parameters())
+
+    def __len__(self) -> int:
+        return len(self.model.skeleton.blocks)
+
+    def __getitem__(self, index: int) -> Block:
+        if index not in self._kept:
+            block = aligned_block(self.model, self._gauge, self.computing, index)
+            self._kept[index] = block
+            size = sum(p.numel() * p.element_size() for p in block.module.parameters())
+            while self._limit is not None and len(self._kept) > 1 and size * len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(index)
+        return self._kept[index]
+
+    def shell_with(self, variant: Variant) -> Shell:
+        """The shell, with other embeddings or another head; the block calls of both are the same."""
+        shell = Shell(self.model, self.computing.dtype, self.computing.device, weights=False)
+        given = {f"{name}.weight": value for name, value in variant.items()}
+        for name in self._shell_names:
+            value = given.get(name)
+            shell.replace(name, self.shell.parameter(name) if value is None else value)
+        return shell
+
+
+@dataclass
+class Cost:
+    """What was computed: runs of one block over one token."""
+
+    token_blocks: int = 0
+
+
+class Bench:
+    """Measures variants of one model on some samples against another model's final states.
+
+    `against` None: the loss is the distance from the model itself, unchanged (damage). Otherwise it is the distance
+    from the bench given, of the exact baseline on the same samples (rescue).
+    """
+
+    def __init__(
+        self, suffixes: Suffixes, samples: EvaluationSet, *, metric: str = "kl", against: "Bench | None" = None
+    ) -> None:
+        self.suffixes = suffixes
+        self.metric = metric
+        self.cost = Cost()
+        self._evaluation = samples
+        self.sequences = Sequences.of(samples)
+        self.batches = self.sequences.batches()
+        self._against = against or self
+        self._trail: list[list[Tensor]] = []  # the states in front of every block: [block][batch]
+        self._own: Pass | None = None
+
+    def whole(self) -> Pass:
+        """The unchanged model's final states in front of every scored token, and its head."""
+        if self._own is None:
+            hidden = [self._final(self.suffixes.shell, state, n) for n, state in enumerate(self._state(self._end))]
+            self._own = Pass(hidden, self.suffixes.head)
+        return self._own
+
+    def measure(self, index: int, variants: Sequence[Variant]) -> list[Loss]:
+        """The loss of each variant of block `index` (-1: embeddings, tied head included; number of blocks: head)."""
+        size = max(1, _PACKED // max(batch.ids.numel() for batch in self.batches))
+        packs = [variants[start : start + size] for start in range(0, len(variants), size)]
+        return [loss for pack in packs for loss in self._measure(index, pack)]
+
+    @property
+    def _end(self) -> int:
+        return len(self.suffixes)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all samples, padding included: what one run of a block costs."""
+        return sum(batch.ids.numel() for batch in self.batches)
+
+    def _measure(self, index: int, variants: Sequence[Variant]) -> list[Loss]:
+        shells = [self.suffixes.shell] * len(variants)
+        if not 0 <= index < self._end:
+            shells = [self.suffixes.shell_with(variant) for variant in variants]
+        heads = [self.suffixes.head if shell is self.suffixes.shell else shell.head() for shell in shells]
+        hidden: list[list[Tensor]] = []  # [batch][variant]
+        for number in range(len(self.batches)):
+            packed = self._started(index, number, variants, shells)
+            for after in range(max(index + 1, 0), self._end):
+                packed = self._advanced(self.suffixes[after], packed, after)
+            parts = packed.chunk(len(variants))
+            hidden.append([self._final(shell, part, number) for shell, part in zip(shells, parts, strict=True)])
+        return self._losses(hidden, heads)
+
+    def _started(self, index: int, number: int, variants: Sequence[Variant], shells: Sequence[Shell]) -> Tensor:
+        """The states behind the place [variants x rows, length, width], of one batch."""
+        if index < 0:
+            return torch.cat([shell.embed(self.batches[number].ids) for shell in shells])
+        state = self._state(index)[number]
+        if index >= self._end:
+            return torch.cat([state] * len(variants))
+        parts = []
+        for variant in variants:
+            with computing_with(self.suffixes[index], variant) as block:
+                parts.append(self._advanced(block, state, index))
+        return torch.cat(parts)
+
+    def _advanced(self, block: Block, state: Tensor, index: int) -> Tensor:
+        self.cost.token_blocks += state.shape[0] * state.shape[1]
+        return block(state, self.suffixes.shell.call(tuple(state.shape[:2]), index))
+
+    def _state(self, index: int) -> list[Tensor]:
+        if not self._trail:
+            self._trail.append([self.suffixes.shell.embed(batch.ids) for batch in self.batches])
+        while len(self._trail) <= index:
+            at = len(self._trail) - 1
+            block = self.suffixes[at]
+            self._trail.append([self._advanced(block, state, at) for state in self._trail[at]])
+        return self._trail[index]
+
+    def _final(self, shell: Shell, state: Tensor, number: int) -> Tensor:
+        rows, columns = places_of(self.batches[number])
+        final = shell.finish(state)
+        return final[rows.to(final.device), columns.to(final.device) - 1]
+
+    def _losses(self, hidden: list[list[Tensor]], heads: list[Head]) -> list[Loss]:
+        reference = self._against.whole()
+        if self.metric == "choices":
+            question = self._question(reference)
+            return [
+                loss_of(question, Pass([parts[at] for parts in hidden], head), self.metric)
+                for at, head in enumerate(heads)
+            ]
+        samples = self.sequences.samples
+        totals = torch.zeros(len(heads), len(samples), dtype=torch.float64)
+        for number, batch in enumerate(self.batches):
+            rows, columns = places_of(batch)
+            found = divergences(
+                reference.hidden[number], hidden[number], [reference.head, *heads], batch.ids[rows, columns]
+            )
+            values = found.kl if self.metric == "kl" else found.nll
+            totals.index_add_(1, torch.tensor(batch.index)[rows], values)
+        counts = torch.tensor([sample.count for sample in samples], dtype=torch.float64).numpy()
+        categories = [sample.category for sample in samples]
+        return [Loss.of(total.numpy(), counts, categories) for total in totals]
+
+    def _question(self, reference: Pass) -> Question:
+        suffixes = self._against.suffixes
+        return Question(suffixes.model, self._evaluation, self.sequences, reference, suffixes.computing, None, [])

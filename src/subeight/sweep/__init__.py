@@ -1,0 +1,5 @@
+"""Many independent tasks of any function: in this process, in workers of this machine, or on a Ray cluster."""
+
+from subeight.sweep.crew import Crew, Job, Where, hire
+
+__all__ = ["Crew", "Job", "Where", "hire"]
