@@ -1,4 +1,4 @@
-"""One signature for independent tasks, wherever they run: `hire` a crew for a job, let it `run` lists of tasks.
+"""One signature for independent tasks, wherever they run: a crew is hired for a job and `run`s lists of tasks.
 
 A job prepares a state once in every worker (a model that is opened) and then answers tasks with it. Answers come in any
 order, and the caller decides nothing by that order, so the result is the same wherever and by how many it was computed.
@@ -6,10 +6,9 @@ order, and the caller decides nothing by that order, so the result is the same w
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from subeight.errors import InputError, SubeightError
 
@@ -57,24 +56,6 @@ class Crew(Protocol[Task]):
     def __exit__(self, *_: object) -> None: ...
 
 
-def hire(job: Job[Task, Answer], where: Where | None = None) -> Crew[Task]:
-    """A crew for `job`, to be used in a `with` statement.
-
-    Raises:
-        InputError: Ray is asked for and not installed, or its cluster cannot be reached.
-    """
-    where = where or Where()
-    if where.cluster is not None:
-        from subeight.sweep.cluster import RayCrew  # an optional extra
-
-        return RayCrew(job, where.cluster, where.workers)
-    if where.workers is not None:
-        from subeight.sweep.workers import ProcessCrew
-
-        return ProcessCrew(job, where.workers)
-    return _Alone(job)
-
-
 class Patience:
     """Gives up where workers die again and again and nothing is finished in between."""
 
@@ -95,32 +76,3 @@ class Patience:
                 f"{self._MOST} workers died one after the other without finishing a task, perhaps for want of memory; "
                 "what is finished is kept: run the same command again with fewer --workers."
             )
-
-
-class _Alone(Generic[Task]):
-    """This process does the work itself."""
-
-    def __init__(self, job: Job[Task, Any]) -> None:
-        self._job = job
-        self._state: Any = None
-        self._ready = False
-        self._began = time.process_time()
-        self.cpu_seconds: dict[str, float] = {}
-        self.deaths = 0
-
-    def run(self, tasks: Sequence[Task], done: Done) -> None:
-        for number, task in enumerate(tasks):
-            if not self._ready:
-                self._state, self._ready = self._job.prepare(), True
-            answer = self._job.answer(self._state, task)
-            self.cpu_seconds["this process"] = time.process_time() - self._began
-            done(number, answer)
-
-    def close(self) -> None:
-        self._state, self._ready = None, False
-
-    def __enter__(self) -> _Alone[Task]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
