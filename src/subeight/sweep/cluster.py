@@ -88,7 +88,6 @@ def _connected(address: str) -> Any:
         where = None if address == "local" else address
         ray.init(
             address=where,
-            **({} if where else {"include_dashboard": False}),
             ignore_reinit_error=True,
             log_to_driver=False,
             logging_level=logging.ERROR,
