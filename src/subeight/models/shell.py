@@ -76,7 +76,7 @@ class Shell:
         recorders[-1].result = hidden
         setattr(trunk, tail, nn.ModuleList(recorders))
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(hidden.requires_grad):
                 ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
                 return trunk(input_ids=ids, use_cache=False).last_hidden_state
         finally:
@@ -118,7 +118,7 @@ class Head:
         trunk = self._module.get_submodule(self._trunk)
         trunk.forward = _given(hidden.float()[None])
         try:
-            with exact_products(self._dtype), torch.no_grad():
+            with exact_products(self._dtype), torch.set_grad_enabled(hidden.requires_grad):
                 ids = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
                 return self._module(input_ids=ids, use_cache=False).logits[0]
         finally:

@@ -98,7 +98,7 @@ class Bench:
     def whole(self) -> Pass:
         """The unchanged model's final states in front of every scored token, and its head."""
         if self._own is None:
-            hidden = [self._final(self.suffixes.shell, state, n) for n, state in enumerate(self._state(self._end))]
+            hidden = [self._final(self.suffixes.shell, state, n) for n, state in enumerate(self.states(self._end))]
             self._own = Pass(hidden, self.suffixes.head)
         return self._own
 
@@ -135,7 +135,7 @@ class Bench:
         """The states behind the place [variants x rows, length, width], of one batch."""
         if index < 0:
             return torch.cat([shell.embed(self.batches[number].ids) for shell in shells])
-        state = self._state(index)[number]
+        state = self.states(index)[number]
         if index >= self._end:
             return torch.cat([state] * len(variants))
         parts = []
@@ -148,7 +148,8 @@ class Bench:
         self.cost.token_blocks += state.shape[0] * state.shape[1]
         return block(state, self.suffixes.shell.call(tuple(state.shape[:2]), index))
 
-    def _state(self, index: int) -> list[Tensor]:
+    def states(self, index: int) -> list[Tensor]:
+        """The unchanged model's states in front of block `index`, batch by batch [rows, length, width]."""
         if not self._trail:
             self._trail.append([self.suffixes.shell.embed(batch.ids) for batch in self.batches])
         while len(self._trail) <= index:

@@ -1,0 +1,181 @@
+"""What a worker of a map does: one task is one block, one part of the text, and all variants that share the suffix."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from subeight.evals.passes import Computing
+from subeight.map.places import Place
+from subeight.models.block import Block
+from subeight.models.gauge import Gauge
+from subeight.models.model import Model
+from subeight.probe.bench import Bench, Suffixes, Variant
+from subeight.probe.pairs import aligned_block
+from subeight.text import EvaluationSet
+
+
+@dataclass(frozen=True)
+class Task:
+    """Cells (place, format) of one block on one round's samples; without cells, only the control.
+
+    `view` is `damage`, quantized alone in the baseline; `rescue`, restored in the candidate of `format`; `noise`, as
+    damage with random errors of the same size; or `floor`, the baseline in the other precision. `control` adds the model
+    without any change to the packed batch: its loss is 0, or in a rescue the candidate's own. Cells of one damage task
+    are all in the gauge of `format`.
+    """
+
+    view: str
+    at: int
+    round: int
+    cells: tuple[tuple[int, int], ...]
+    format: int = 0
+    control: bool = False
+
+    @property
+    def key(self) -> str:
+        """A name for the task that any run of the same map gives it."""
+        cells = hashlib.sha256(repr((self.cells, self.control)).encode()).hexdigest()[:12]
+        return f"{self.view}-{self.round:03d}-{self.at + 1:04d}-{self.format}-{cells}"
+
+
+@dataclass(frozen=True)
+class MapJob:
+    """Everything a worker needs, by paths and values; `gauges[f]` is None where format f moved nothing."""
+
+    baseline: str
+    candidates: tuple[str, ...]
+    gauges: tuple[Gauge | None, ...]
+    places: tuple[Place, ...]
+    rounds: tuple[EvaluationSet, ...]
+    computing: Computing
+    metric: str = "kl"
+    threads: int | None = None
+    max_memory: int | None = None
+    trust_remote_code: bool = False
+
+    def prepare(self) -> "State":
+        """Opens the models; weights are read when a task wants them."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        return State(self)
+
+    def answer(self, state: "State", task: Task) -> dict[str, Any]:
+        """Per variant the nats of each sample; the control, where there is one, first."""
+        bench = state.bench(task)
+        before = bench.cost.token_blocks
+        unchanged: list[Variant] = [{}] if task.control else []
+        losses = bench.measure(task.at, [*unchanged, *state.variants(task)])
+        return {
+            "totals": [loss.total.tolist() for loss in losses],
+            "counts": losses[0].count.tolist(),
+            "token_blocks": bench.cost.token_blocks - before,
+        }
+
+
+class State:
+    """The models of a worker, and the benches of the round that it is in."""
+
+    def __init__(self, job: MapJob) -> None:
+        self._job = job
+        self._round = -1
+        self._benches: dict[tuple[str, int], Bench] = {}
+        self._suffixes: dict[tuple[str, int], Suffixes] = {}
+
+    @cached_property
+    def baseline(self) -> Model:
+        return Model(self._job.baseline, trust_remote_code=self._job.trust_remote_code)
+
+    @cached_property
+    def candidates(self) -> list[Model]:
+        return [Model(path, trust_remote_code=self._job.trust_remote_code) for path in self._job.candidates]
+
+    def bench(self, task: Task) -> Bench:
+        """Where the task's variants are measured; only one round's states are kept."""
+        if task.round != self._round:
+            self._round, self._benches = task.round, {}
+        if task.view in ("damage", "noise"):
+            return self._bench("damage", -1 if self._job.gauges[task.format] is None else task.format, None)
+        # the rest still loses against the exact baseline itself, not against it in the candidate's gauge
+        return self._bench(task.view, task.format, self._bench("damage", -1, None))
+
+    def _bench(self, view: str, number: int, against: Bench | None) -> Bench:
+        key = (view, number)
+        if key not in self._benches:
+            samples = self._job.rounds[self._round]
+            self._benches[key] = Bench(self._suffix(view, number), samples, metric=self._job.metric, against=against)
+        return self._benches[key]
+
+    def _suffix(self, view: str, number: int) -> Suffixes:
+        """Of the baseline in its own gauge (-1) or in that of a format, or of the format's candidate."""
+        key = (view, number)
+        if key not in self._suffixes:
+            job, computing = self._job, self._job.computing
+            model, gauge = self.baseline, None if number < 0 else job.gauges[number]
+            if view != "damage":  # one other model at a time stays in memory
+                self._suffixes = {kept: value for kept, value in self._suffixes.items() if kept[0] == "damage"}
+                gauge = None
+            if view == "rescue":
+                model = self.candidates[number]
+            if view == "floor":
+                computing = replace(computing, dtype=other_dtype(computing.dtype))
+            self._suffixes[key] = Suffixes(model, computing, gauge=gauge, max_memory=job.max_memory)
+        return self._suffixes[key]
+
+    def variants(self, task: Task) -> list[Variant]:
+        """The other weights of each cell."""
+        by_format: dict[int, list[int]] = {}
+        for place, format in task.cells:
+            by_format.setdefault(format, []).append(place)
+        found: dict[tuple[int, int], Variant] = {}
+        for format, places in by_format.items():
+            listed = [self._job.places[place] for place in places]
+            gauge, computing = self._job.gauges[format], self._job.computing
+            if task.view == "rescue":
+                weights = weights_at(self.baseline, listed, computing, gauge=gauge)
+            else:
+                weights = weights_at(self.candidates[format], listed, computing)
+            if task.view == "noise":
+                exact = weights_at(self.baseline, listed, computing, gauge=gauge)
+                weights = [_noisy(a, b) for a, b in zip(exact, weights, strict=True)]
+            found |= {(place, format): variant for place, variant in zip(places, weights, strict=True)}
+        return [found[cell] for cell in task.cells]
+
+
+def weights_at(
+    model: Model, places: Sequence[Place], computing: Computing, *, gauge: Gauge | None = None
+) -> list[dict[str, Tensor]]:
+    """The weights [out, in] of places that are all in one block, or all outside the blocks, by linear."""
+    weights: Mapping[str, Tensor]
+    if 0 <= places[0].at < len(model.skeleton.blocks):
+        weights = block_weights(aligned_block(model, gauge, computing, places[0].at))
+    else:
+        shell = Suffixes(model, computing, gauge=gauge).shell
+        weights = {name: shell.parameter(f"{name}.weight") for place in places for name in place.names}
+    return [{name: weights[name] for name in place.names} for place in places]
+
+
+def _noisy(exact: Mapping[str, Tensor], rounded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The exact weights with Gaussian errors as large, in the Frobenius norm, as those of rounding."""
+    found = {}
+    for name, weight in exact.items():
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)).to(weight)
+        found[name] = weight + noise * ((rounded[name] - weight).norm() / noise.norm())
+    return found
+
+
+def other_dtype(dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 for float32, and float32 for anything else."""
+    return torch.bfloat16 if dtype == torch.float32 else torch.float32
+
+
+def block_weights(block: Block) -> dict[str, Tensor]:
+    """The weights [out, in] that a block computes with, by linear."""
+    return {view.info.name: block.weight(view) for view in block.structure.linears()}
