@@ -18,10 +18,6 @@ from tests.verbs.small import write_text
 __all__ = ["llama", "mixtral"]
 
 
-def nothing() -> None:
-    pass
-
-
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_it_is_the_loss_of_a_small_error(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     model = Model(request.getfixturevalue(family))
@@ -37,7 +33,7 @@ def test_it_is_the_loss_of_a_small_error(family: str, request: pytest.FixtureReq
     draws = 60
     sums = [0.0] * len(places)
     for seed in range(draws):
-        found = prior_of(bench, places, lambda at: [lost[at]], torch.Generator().manual_seed(seed), nothing)
+        found = prior_of(bench, places, lambda at: [lost[at]], torch.Generator().manual_seed(seed))
         sums = [total + found.loss[at, 0] for at, total in enumerate(sums)]
     for at, place in enumerate(places):
         variant = {name: blocks[place.at][name] + lost[place.at][name] for name in place.names}
@@ -62,5 +58,5 @@ def test_the_output_error_is_its_definition(llama: Path, tmp_path: Path) -> None
         {name: torch.zeros_like(v) for name, v in block_weights(Block(model, i, torch.float32)).items()} for i in (1, 2)
     ]
     errors = [[halved], [blank[0]], [blank[1]]]
-    found = prior_of(bench, [place], errors.__getitem__, torch.Generator().manual_seed(0), nothing)
+    found = prior_of(bench, [place], errors.__getitem__, torch.Generator().manual_seed(0))
     assert found.output[0, 0] == pytest.approx(0.25, rel=1e-4)

@@ -12,7 +12,7 @@ from subeight.map.estimate import Floats
 from subeight.map.work import MapJob, Task
 from subeight.records.files import atomic_write
 
-DAMAGE, RESCUE, NOISE, FLOOR = "damage", "rescue", "noise", "floor"
+DAMAGE, RESCUE, NOISE, FLOOR, PRIOR = "damage", "rescue", "noise", "floor", "prior"
 
 
 @dataclass
@@ -30,6 +30,8 @@ class Ledger:
     whole: Floats = field(init=False)
     controls: list[float] = field(default_factory=list)
     floor: list[float] = field(default_factory=list)
+    prior: Floats = field(init=False)
+    output_error: Floats = field(init=False)
     token_blocks: int = 0
 
     def __post_init__(self) -> None:
@@ -39,6 +41,7 @@ class Ledger:
         self.counts = np.zeros(samples)
         self.totals = {view: np.full((places, formats, samples), np.nan) for view in (DAMAGE, RESCUE, NOISE)}
         self.whole = np.full((formats, samples), np.nan)
+        self.prior, self.output_error = (np.full((places, formats), np.nan) for _ in range(2))
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def samples_of(self, round: int) -> slice:
@@ -65,9 +68,14 @@ class Ledger:
         return self.folder / f"{task.key}.json"
 
     def _enter(self, task: Task, answer: dict[str, Any]) -> None:
+        self.token_blocks += answer["token_blocks"]
+        if task.view == PRIOR:
+            for array, rows in ((self.prior, answer["loss"]), (self.output_error, answer["output"])):
+                for place, format, value in rows:
+                    array[place, format] = value
+            return
         at = self.samples_of(task.round)
         self.counts[at] = answer["counts"]
-        self.token_blocks += answer["token_blocks"]
         rows = [np.asarray(row) for row in answer["totals"]]
         if task.control:
             first = rows.pop(0)

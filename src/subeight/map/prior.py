@@ -3,7 +3,8 @@
 Near the baseline KL is half a quadratic form, E[(J e)^2] / 2 with the Fisher matrix of the predictions. With targets y
 drawn from the baseline itself and random signs s, g = d(sum of s log p(y)) / dW gives E[<g, error>^2] = 2 KL, summed
 over the tokens (Fisher with drawn targets: https://arxiv.org/abs/1412.1193; for rounding:
-https://arxiv.org/abs/2102.05426). Beside it the older prior: the error of a linear's output on its real inputs, tr(E H E^T) / tr(W H W^T).
+https://arxiv.org/abs/2102.05426). Beside it the older prior: the error of a linear's output on its real inputs,
+tr(E H E^T) / tr(W H W^T).
 """
 
 from collections import defaultdict
@@ -31,9 +32,7 @@ class Prior:
     output: dict[tuple[int, int], float]
 
 
-def prior_of(
-    bench: Bench, places: Sequence[Place], errors: Errors, generator: torch.Generator, advance: Callable[[], None]
-) -> Prior:
+def prior_of(bench: Bench, places: Sequence[Place], errors: Errors, generator: torch.Generator) -> Prior:
     """The prior of every place in a block, in every format; places outside the blocks have none.
 
     Memory: the states of all blocks, one block, its errors in all formats and its gradient.
@@ -48,6 +47,7 @@ def prior_of(
         lost = errors(index)
         output |= _output_errors(bench, block, mine, lost)
         for number, state in enumerate(bench.states(index)):
+            bench.cost.token_blocks += 4 * state.shape[0] * state.shape[1]  # forward, backward (two), and the tap
             for row in range(len(state)):
                 below, by_linear = _backward(bench, block, state[row : row + 1], gradients[number][row : row + 1])
                 gradients[number][row : row + 1] = below
@@ -55,7 +55,6 @@ def prior_of(
                     for format, error in enumerate(lost):
                         inner = sum(float((by_linear[n] * error[n]).sum()) for n in place.names if n in by_linear)
                         squares[at, format] += inner**2 / 2
-        advance()
     return Prior({cell: value / scored for cell, value in squares.items()}, output)
 
 

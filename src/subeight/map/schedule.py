@@ -22,18 +22,22 @@ _SIGMAS = 2.0
 
 @dataclass(frozen=True)
 class Known:
-    """Of every cell [places, formats]: log of the loss, its standard error, and the bytes that it stores."""
+    """Of every cell [places, formats]: log of the loss, its standard error, and the bytes that it stores.
+
+    `kept` is what each place stores unquantized, where it loses nothing.
+    """
 
     log: Floats
     error: Floats
     bytes: Floats
+    kept: Floats
 
 
-def combined(measured: Floats, relative: Floats, prior: Floats, bytes: Floats) -> Known:
+def combined(measured: Floats, relative: Floats, prior: Floats, bytes: Floats, kept: Floats) -> Known:
     """What is known of the cells by measuring, and by the prior where that is worth something.
 
-    The prior is brought onto the measured scale by a line through the logs, format by format, and counts with the spread
-    that is left around that line.
+    The prior is brought onto the measured scale by a line through the logs, format by format, and counts with the
+    spread that is left around that line.
     """
     log = np.log(np.maximum(measured, 1e-12))
     error = np.maximum(relative, 1e-6)
@@ -49,7 +53,7 @@ def combined(measured: Floats, relative: Floats, prior: Floats, bytes: Floats) -
         others = 1 / max(spread, 1e-3) ** 2
         log[usable, format] = (y * own + expected * others) / (own + others)
         error[usable, format] = 1 / np.sqrt(own + others)
-    return Known(log, error, bytes)
+    return Known(log, error, bytes, kept)
 
 
 def order_stakes(known: Known) -> Floats:
@@ -64,23 +68,25 @@ def order_stakes(known: Known) -> Floats:
 
 def allocation_stakes(known: Known) -> Floats:
     """Per cell the most that a wrong belief about it could cost, as a share of the loss of an allocation."""
-    loss = np.exp(known.log)
-    low, high = (np.exp(known.log + side * _SIGMAS * known.error) for side in (-1, 1))
-    slopes = _slopes(loss, known.bytes)
+    nothing = np.zeros((len(known.log), 1))
+    loss, low, high = (np.hstack([nothing, np.exp(known.log + side * _SIGMAS * known.error)]) for side in (0, -1, 1))
+    bytes = np.hstack([known.kept[:, None], known.bytes])
+    slopes = _slopes(loss, bytes)
     stakes = np.zeros_like(loss)
     if not len(slopes):
-        return stakes
+        return stakes[:, 1:]
     for price in np.geomspace(slopes.min(), slopes.max(), _PRICES):
-        paid = price * known.bytes
+        paid = price * bytes
         chosen = (loss + paid).argmin(1)
         rows = np.arange(len(loss))
-        total = loss[rows, chosen].sum()
+        # what is lost, and what the bytes beyond the least are worth at this price
+        total = (loss + paid)[rows, chosen].sum() - paid.min(1).sum()
         regret = (high + paid)[rows, chosen][:, None] - (low + paid)
         regret[rows, chosen] = 0.0
         share = np.maximum(regret, 0.0) / max(total, 1e-12)
         stakes = np.maximum(stakes, share)
         stakes[rows, chosen] = np.maximum(stakes[rows, chosen], share.max(1))
-    return stakes
+    return stakes[:, 1:]
 
 
 def _slopes(loss: Floats, bytes: Floats) -> Floats:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from subeight.evals.passes import Computing
 from subeight.map.places import Place
+from subeight.map.prior import prior_of
 from subeight.models.block import Block
 from subeight.models.gauge import Gauge
 from subeight.models.model import Model
@@ -24,9 +25,9 @@ class Task:
     """Cells (place, format) of one block on one round's samples; without cells, only the control.
 
     `view` is `damage`, quantized alone in the baseline; `rescue`, restored in the candidate of `format`; `noise`, as
-    damage with random errors of the same size; or `floor`, the baseline in the other precision. `control` adds the model
-    without any change to the packed batch: its loss is 0, or in a rescue the candidate's own. Cells of one damage task
-    are all in the gauge of `format`.
+    damage with random errors of the same size; or `floor`, the baseline in the other precision. `prior` measures
+    nothing and expects, on the text of all rounds. `control` adds the model without any change to the packed batch: its
+    loss is 0, or in a rescue the candidate's own. Cells of one damage task are all in the gauge of `format`.
     """
 
     view: str
@@ -67,7 +68,9 @@ class MapJob:
         return State(self)
 
     def answer(self, state: "State", task: Task) -> dict[str, Any]:
-        """Per variant the nats of each sample; the control, where there is one, first."""
+        """Per variant the nats of each sample, the control first; of a prior, its values by place and format."""
+        if task.view == "prior":
+            return state.prior()
         bench = state.bench(task)
         before = bench.cost.token_blocks
         unchanged: list[Variant] = [{}] if task.control else []
@@ -128,6 +131,34 @@ class State:
             self._suffixes[key] = Suffixes(model, computing, gauge=gauge, max_memory=job.max_memory)
         return self._suffixes[key]
 
+    def prior(self) -> dict[str, Any]:
+        """The expected losses, each format in its own gauge."""
+        job = self._job
+        loss: list[list[float]] = []
+        output: list[list[float]] = []
+        cost = 0
+        gauges = {-1 if gauge is None else format: None for format, gauge in enumerate(job.gauges)}
+        samples = merged(job.rounds)
+        for number in gauges:
+            formats = [f for f, gauge in enumerate(job.gauges) if (-1 if gauge is None else f) == number]
+            bench = Bench(self._suffix("damage", number), samples, metric=job.metric)
+            generator = torch.Generator().manual_seed(0)
+            errors = partial(self._errors, formats=formats, number=number)
+            found = prior_of(bench, job.places, errors, generator)
+            loss += [[place, formats[f], value] for (place, f), value in found.loss.items()]
+            output += [[place, formats[f], value] for (place, f), value in found.output.items()]
+            cost += bench.cost.token_blocks
+        return {"loss": loss, "output": output, "token_blocks": cost}
+
+    def _errors(self, index: int, formats: Sequence[int], number: int) -> list[dict[str, Tensor]]:
+        """What rounding to each format changed in a block, by linear."""
+        exact = block_weights(self._suffix("damage", number)[index])
+        found = []
+        for format in formats:
+            rounded = block_weights(aligned_block(self.candidates[format], None, self._job.computing, index))
+            found.append({name: (rounded[name] - weight).float() for name, weight in exact.items()})
+        return found
+
     def variants(self, task: Task) -> list[Variant]:
         """The other weights of each cell."""
         by_format: dict[int, list[int]] = {}
@@ -159,6 +190,11 @@ def weights_at(
         shell = Suffixes(model, computing, gauge=gauge).shell
         weights = {name: shell.parameter(f"{name}.weight") for place in places for name in place.names}
     return [{name: weights[name] for name in place.names} for place in places]
+
+
+def merged(rounds: Sequence[EvaluationSet]) -> EvaluationSet:
+    """The text of all rounds."""
+    return EvaluationSet(tuple(sample for part in rounds for sample in part.samples), "-".join(r.hash for r in rounds))
 
 
 def _noisy(exact: Mapping[str, Tensor], rounded: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,13 @@ def planned(
     model: Model, name: str, options: Options, *, engine: str = "any", tap: str | None = None
 ) -> tuple[Recipe, Plan]:
     """The recipe called `name` and its plan; `tap` overrides where the statistics are taken."""
-    recipe = load_recipe(name)
+    return planned_recipe(model, load_recipe(name), options, engine=engine, tap=tap)
+
+
+def planned_recipe(
+    model: Model, recipe: Recipe, options: Options, *, engine: str = "any", tap: str | None = None
+) -> tuple[Recipe, Plan]:
+    """A recipe as the options change it, and its plan."""
     if tap is not None:
         recipe = recipe.model_copy(update={"tap": tap})
     changed: dict[str, Any] = {}

@@ -1,0 +1,236 @@
+"""`map`: what every place loses in every format, quantized alone, and what it gives back, restored alone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subeight.engine.job import Job
+from subeight.engine.loop import run as run_loop
+from subeight.engine.rounding import methods_of
+from subeight.errors import InputError
+from subeight.evals.loss import METRICS
+from subeight.evals.scoring import ask
+from subeight.export import exporter_for
+from subeight.formats import Format
+from subeight.map.content import map_numbers
+from subeight.map.course import Course, Effort, rounds_of
+from subeight.map.ledger import Ledger
+from subeight.map.places import Place, places_of
+from subeight.map.work import MapJob
+from subeight.models.align import align
+from subeight.models.model import Model
+from subeight.models.precision import compute_dtype
+from subeight.recipes import Plan, Recipe, load_recipe
+from subeight.recipes.recipe import Rule
+from subeight.records import Coordinates, Run
+from subeight.records.progress import progress
+from subeight.sweep import Where, hire
+from subeight.text import Calibration, EvaluationSet
+from subeight.verbs.evaluate import evaluation_settings
+from subeight.verbs.options import Options
+from subeight.verbs.planning import calibration_of, planned_recipe
+from subeight.verbs.quantize import keep_plan, loop_settings, require_full_precision
+from subeight.verbs.session import Result, Session, calibration_settings, finish, where
+
+FORMATS = ("int8", "int4", "int3", "int2")
+_THOUSAND = 1000
+
+
+def map(
+    model: str,
+    formats: Sequence[str] = FORMATS,
+    *,
+    recipe: str = "rtn-int4",
+    by: str = "group",
+    metric: str = "kl",
+    rescue: Sequence[str] | None = None,
+    share: float = 0.1,
+    workers: Where | None = None,
+    options: Options | None = None,
+) -> Result:
+    """Measures every place of `model` in every format, one at a time, against the exact baseline.
+
+    The codes come from the recipe's own methods with its formats replaced. `rescue` names the formats in which the
+    other view is measured too (default: the lowest). `share` bounds the work as a share of the naive way's. Computes in
+    float32 unless `options.dtype` says otherwise: a single 8-bit linear is nearer to the baseline than bfloat16 is.
+
+    Raises:
+        InputError: a format, metric, `by` or text that cannot be; a model that is quantized already.
+    """
+    options = options or Options()
+    session = Session("map", replace(options, dtype="float32" if options.dtype == "auto" else options.dtype))
+    parsed = _parsed(formats, metric, share)
+    restored = [parsed[-1]] if rescue is None else [Format.parse(text) for text in rescue]
+    if missing := [str(format) for format in restored if format not in parsed]:
+        raise InputError(
+            f"--rescue was given {missing[0]}, which is not among the formats {', '.join(map_text(parsed))}."
+        )
+    opened = session.model(model)
+    require_full_precision(opened)
+    places = places_of(opened, by)
+    planned = [_planned(opened, load_recipe(recipe), format, places, session.options) for format in parsed]
+    calibration = calibration_of(session, opened, *planned[0])
+    evaluation = session.evaluation(opened)
+    point = _point(session, opened, planned, calibration, evaluation)
+    identity = {
+        "coordinates": point.model_dump(),
+        "by": by,
+        "metric": metric,
+        "share": share,
+        "rescue": map_text(restored),
+    }
+    with session.run(opened, identity) as run:
+        candidates = _quantized(session, opened, planned, calibration, run)
+        text = _samples(session, opened, evaluation, metric)
+        job = MapJob(
+            baseline=str(where(model)),
+            candidates=tuple(str(path) for path in candidates),
+            gauges=tuple(
+                align(opened, Model(path)) if _moves(plan) else None
+                for path, (_, plan) in zip(candidates, planned, strict=True)
+            ),
+            places=tuple(places),
+            rounds=rounds_of(text),
+            computing=replace(session.computing, quiet=True),
+            metric=metric,
+            threads=options.threads,
+            max_memory=options.max_memory,
+            trust_remote_code=options.trust_remote_code,
+        )
+        effort = Effort(share, tuple(parsed.index(format) for format in restored))
+        numbers = _measured(session, opened, job, parsed, run, effort, workers)
+        numbers |= {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
+        numbers["methods"] = [use.plain() for use in planned[0][0].methods]
+        record = session.record(
+            point,
+            numbers,
+            subject={"model": opened.label, "paths": {"model": where(model)}},
+            settings={**calibration_settings(calibration), **evaluation_settings(options, text.tokens)},
+        )
+        return finish(run, record, _lines(numbers))
+
+
+def map_text(formats: Sequence[Format]) -> list[str]:
+    """Formats as a record names them."""
+    return [str(format) for format in formats]
+
+
+def _parsed(formats: Sequence[str], metric: str, share: float) -> list[Format]:
+    """The formats, the widest first, each once."""
+    if metric not in METRICS:
+        raise InputError(f"--metric was given {metric!r}; give one of {', '.join(METRICS)}.")
+    if not 0 < share <= 1:
+        raise InputError(f"--share was given {share:g}; give a share of the naive way's work, above 0 and up to 1.")
+    found = {str(format): format for format in (Format.parse(text) for text in formats if text.strip())}
+    if not found:
+        raise InputError("--formats names no format; give some, such as int8,int4,int3,int2.")
+    return sorted(found.values(), key=lambda format: -format.bits((1024, 1024)))
+
+
+def _planned(
+    model: Model, recipe: Recipe, format: Format, places: Sequence[Place], options: Options
+) -> tuple[Recipe, Plan]:
+    """The recipe with this format everywhere, embeddings and head included."""
+    if recipe.inputs is not None:
+        raise InputError(
+            f"The recipe {recipe.name} rounds inputs too, and a map is of weights; leave its `inputs` out."
+        )
+    outside = [place for place in places if place.linears[0].block is None]
+    rules = [Rule(match=name, weights=str(format)) for place in outside for name in place.names]
+    changed = {"name": f"map-{format}".replace(":", "-"), "weights": str(format), "rules": rules}
+    return planned_recipe(model, recipe.model_copy(update=changed), options, tap="exact")
+
+
+def _moves(plan: Plan) -> bool:
+    return any(method.move == "move" for site in plan.quantized for method in methods_of(site))
+
+
+def _point(
+    session: Session,
+    model: Model,
+    planned: Sequence[tuple[Recipe, Plan]],
+    calibration: Calibration | None,
+    evaluation: EvaluationSet,
+) -> Coordinates:
+    return Coordinates(
+        baseline=model.coordinate,
+        recipe="+".join(plan.fingerprint[:8] for _, plan in planned),
+        calibration=None if calibration is None else calibration.hash,
+        evaluation=evaluation.hash,
+        stack=session.stack.hash,
+    )
+
+
+def _quantized(
+    session: Session,
+    model: Model,
+    planned: Sequence[tuple[Recipe, Plan]],
+    calibration: Calibration | None,
+    run: Run,
+) -> list[Path]:
+    """The model in every format, in one pass over the calibration text; what is finished is not done again."""
+    jobs = []
+    for recipe, plan in planned:
+        directory = run.directory / "candidates" / recipe.name
+        target = "compressed-tensors" if all("transformers" in site.runs_in for site in plan.quantized) else "dense"
+        Run.create(directory, "quantize", {"plan": plan.fingerprint, "calibration": calibration and calibration.hash})
+        keep_plan(directory, recipe, plan)
+        jobs.append(Job(plan, directory, exporter_for(target)))
+    settings = replace(loop_settings(session), dtype=compute_dtype("auto", session.device))
+    run_loop(model, jobs, None if calibration is None else calibration.ids, settings)
+    return [job.directory for job in jobs]
+
+
+def _samples(session: Session, model: Model, evaluation: EvaluationSet, metric: str) -> EvaluationSet:
+    """What is measured: questions with choices, or everything that has a token to score, answers included."""
+    if metric == "choices":
+        kept = tuple(s for s in evaluation.samples if s.choices is not None and s.answer is not None)
+    else:
+        sequences = ask(model, evaluation, session.computing, session.cache).sequences
+        kept = tuple(sample for sample in sequences.samples[: sequences.scored] if sample.count)
+    if not kept:
+        raise InputError(
+            f"The metric is {metric}, but the evaluation text has nothing that it can score; give other text."
+        )
+    return EvaluationSet(kept, evaluation.hash)
+
+
+def _measured(
+    session: Session,
+    model: Model,
+    job: MapJob,
+    formats: Sequence[Format],
+    run: Run,
+    effort: Effort,
+    workers: Where | None,
+) -> dict[str, Any]:
+    bytes = np.asarray([[place.bits(format) * place.weights / 8 for format in formats] for place in job.places])
+    kept = np.asarray([float(place.weights * place.linears[0].dtype.itemsize) for place in job.places])
+    ledger = Ledger(job, run.directory / ".cells")
+    with hire(job, workers) as crew:
+        course = Course(ledger, len(model.skeleton.blocks), (bytes, kept), crew, effort)
+        most = effort.share * course.naive / _THOUSAND
+        with progress(most, f"Mapping {model.label}", "thousand block runs", quiet=session.options.quiet) as advance:
+            course.run(lambda count: advance(count / _THOUSAND))
+        numbers = map_numbers(ledger, course, formats)
+        used = {"cpu_seconds": sum(crew.cpu_seconds.values()), "workers": len(crew.cpu_seconds), "deaths": crew.deaths}
+    numbers["cost"] |= used
+    return numbers
+
+
+def _lines(numbers: dict[str, Any]) -> tuple[str, ...]:
+    """The most sensitive places of the lowest format, and what the map cost."""
+    lowest = numbers["formats"][-1]
+    cells = [cell for cell in numbers["cells"] if cell["view"] == "damage" and cell["format"] == lowest]
+    worst = sorted(cells, key=lambda cell: -cell["kl"])
+    total = sum(cell["kl"] for cell in cells) or 1.0
+    few = worst[: max(1, len(worst) // 10)]
+    named = ", ".join(f"{cell['place']} ({cell['kl']:.3g})" for cell in worst[:3])
+    size = f"{len(numbers['places'])} places in {len(numbers['formats'])} formats"
+    return (
+        f"{size}, for {numbers['cost']['share']:.1%} of the block runs of the naive way.",
+        f"At {lowest} most is lost in {named}; the worst tenth carries {sum(c['kl'] for c in few) / total:.0%} of all.",
+    )
