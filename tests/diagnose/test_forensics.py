@@ -3,7 +3,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from subeight.diagnose.forensics import examine_codes, examine_dense, fresh, heads_of, low_rank_share, order_of
+from subeight.diagnose.forensics import (
+    examine_codes,
+    examine_dense,
+    fresh,
+    heads_of,
+    low_rank_share,
+    order_of,
+    worst_groups,
+)
 from subeight.formats import Format, Scales, quantize
 from tests.oracles.diagnose_forensics import excess
 
@@ -145,3 +153,20 @@ def test_noise_is_of_full_rank_and_an_update_is_not():
     assert low_rank_share(weight, neighbour(weight, 0.3)) < 0.3
     update = drawn(1, 128, 4) @ drawn(2, 4, 128)
     assert low_rank_share(weight, neighbour(weight, 0.3) + 0.3 * update) > 0.6
+
+
+def test_a_few_wrong_groups_are_told_apart():
+    weight = drawn(rows=256, width=1536)
+    stored = quantize(weight, Format.parse("int4:g64:asym"), search="mse")
+    assert worst_groups(weight, stored) is None
+    zeros = stored.zeros.clone()
+    zeros[:, 3] = (zeros[:, 3] + 1).clamp(-8, 7)
+    moved = replace(stored, zeros=zeros)
+    assert examine_codes(weight, moved).kind == "rounding"  # one group of 24 is hidden by the others
+    assert worst_groups(weight, moved) == "zeros"
+    scales = stored.scales.scales.clone() if isinstance(stored.scales, Scales) else stored.scales.clone()
+    scales[:, 3] *= 1.5
+    assert worst_groups(weight, replace(stored, scales=scales)) == "scales"
+    codes = stored.codes.clone()
+    codes[:, 64:128] = codes[:, 64:128].flip(1)
+    assert worst_groups(weight, replace(stored, codes=codes)) is None

@@ -21,6 +21,7 @@ EXCESS = 2.2  # healthy weights were measured up to 1.83 (an expert of a toy Mix
 REFITTED = 1.9  # what a weight may keep once its scales or zero points are refitted
 _MOST_LEFT = 0.15  # of the excess: what refitted scales or zero points may leave where the excess is large
 _TYPICAL = 1.03
+_MENDED = 0.3  # of the error of the groups that are wrong: what refitting them may leave
 _MANY = 0.15  # of the codes at an end of the grid: scales over the full range leave a tenth there, but at 2 bits
 _CORRELATED = 0.7
 _MOST_ROWS = 16384  # beyond that, an order of rows is not looked for
@@ -64,6 +65,26 @@ def examine_codes(weight: Tensor, stored: QTensor) -> Verdict:
         best: Damage = "scales" if healed["scales"] <= healed["zeros"] else "zeros"
         mended = best if healed[best] - 1 <= 0.5 * (typical - 1) else "stale"
     return replace(verdict, typical=typical, even=even, mended=mended)
+
+
+@torch.no_grad()
+def worst_groups(weight: Tensor, stored: QTensor) -> Damage | None:
+    """What would mend the groups that lie too far, where a few are wrong and the others hide it: scales or zero points.
+
+    None where no group lies too far, or neither takes most of the error away.
+    """
+    format = stored.format
+    found = stored.dequantize().to(weight.device)
+    energy = _energy(weight - found, format)
+    wrong = energy > EXCESS**2 * _energy(weight - fresh(weight, format), format)
+    if not bool(wrong.any()):
+        return None
+    left = {
+        "scales": float(_energy(weight - refitted(weight, found, format), format)[wrong].sum()),
+        "zeros": float(_energy(weight - shifted(weight, found, format), format)[wrong].sum()),
+    }
+    best: Damage = "scales" if left["scales"] <= left["zeros"] else "zeros"
+    return best if left[best] <= _MENDED * float(energy[wrong].sum()) else None
 
 
 def _energy(error: Tensor, format: Format) -> Tensor:

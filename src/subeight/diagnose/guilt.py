@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from subeight.diagnose.finding import Cause
+from subeight.diagnose.forensics import worst_groups
 from subeight.diagnose.search import Search, Test
 from subeight.diagnose.sites import Sites
 from subeight.evals.loss import recovered
@@ -51,9 +52,16 @@ class Layers:
         if anew is None or anew.share.value < _ANEW * test.share.value:
             self._put_back(test)
             return None
-        kind = kind if kind in _WORDS else "codes"
+        kind = kind if kind in _WORDS else self._of_groups(test.names)
         what = f"{_named(test.names)} is broken: {_WORDS[kind]}"
         return self._cause(test, kind, what, anew)
+
+    def _of_groups(self, names: Sequence[str]) -> str:
+        """What a few wrong groups among many hide: wrong scales or zero points; else worse codes."""
+        codes = self.probe.candidate.codes
+        if len(names) != 1 or codes is None or self.sites.formats.get(names[0]) is None:
+            return "codes"
+        return worst_groups(aligned_weight(self.probe, names[0]), codes.read(names[0])) or "codes"
 
     def _format_cause(self, test: Test) -> Cause:
         formats = sorted({str(self.sites.format(name)) for name in test.names})
@@ -103,8 +111,15 @@ class Layers:
         self.search.found -= frozenset(test.names)
 
     def _may_have_a_partner(self, test: Test) -> bool:
-        """Whether it must be tried: not where forensics doubt this place and no other, for a partner is as wrong."""
-        return len(test.names) == 1 and (len(self.sites.hints) != 1 or test.names[0] not in self.sites.hints)
+        """Whether it must be tried: not where this place alone is doubted, for a partner is as wrong."""
+        if len(test.names) != 1:
+            return False
+        (name,) = test.names
+        if set(self.sites.hints) != {name}:
+            return True
+        position = self.sites.position
+        near = [other for other in self.sites.names if other != name and position[other] == position[name]]
+        return any(self.sites.is_far(other) for other in near)
 
     def _pair(self, test: Test) -> Cause | None:
         """The pair of which the place is one half, where it costs little alone and restoring another helps as much."""

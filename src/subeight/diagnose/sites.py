@@ -13,6 +13,7 @@ from subeight.probe.probe import Probe, aligned_weight
 from subeight.probe.swaps import Swaps
 
 _WORSE = 1.15  # times the median excess
+_FAR = 1.4  # the same, for a place that might be the other half of a pair
 _SAME = 1e-4  # relative difference below which a weight is the baseline's
 _GUESSES = tuple(Format.parse(f"int{bits}:g64:sym") for bits in (8, 6, 5, 4, 3, 2))
 
@@ -111,6 +112,11 @@ class Sites:
         if name not in self.excess or len(known) < 2:
             return True
         return self.excess[name] >= _WORSE * median(known)
+
+    def is_far(self, name: str) -> bool:
+        """Whether a weight is much worse than the others, though not so much that it cannot be a rounding."""
+        known = [self.excess[other] for other in self.names if other in self.excess]
+        return len(known) > 1 and self.excess.get(name, 0.0) >= _FAR * median(known)
 
     def added(self, names: Iterable[str]) -> int:
         """Bytes that keeping these linears in 16 bits would add."""
