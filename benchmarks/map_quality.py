@@ -2,9 +2,9 @@
 
     python -m benchmarks.map_quality --out DIR [--threads 2] [--stages map,naive,ceiling]
 
-`map` runs `subeight map` on 4,096 tokens; `naive` measures every cell on all of them (through cached states, which gives
-the naive way's numbers in half its time), `ceiling` does the same on 4,096 other tokens. Killed, each goes on. Ranks are
-Spearman's, within each format, over the groups of the blocks.
+`map` runs `subeight map` on 4,096 tokens; `naive` measures every cell on all of them (through cached states, which
+gives the naive way's numbers in half its time), `ceiling` does the same on 4,096 other tokens. Killed, each goes on.
+Ranks are Spearman's, within each format, over the groups of the blocks.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from subeight.formats import Format, QTensor
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe, load_recipe
 from subeight.records import Coordinates, Record
+from subeight.sweep import Where
 from subeight.verbs import (
     Complaint,
     Options,
@@ -22,6 +23,7 @@ from subeight.verbs import (
     export,
     inspect,
     lock,
+    map,
     quantize,
     report,
     verify,
@@ -42,6 +44,7 @@ __all__ = [
     "Result",
     "SubeightError",
     "UndecidedError",
+    "Where",
     "compare",
     "diagnose",
     "evaluate",
@@ -49,6 +52,7 @@ __all__ = [
     "inspect",
     "load_recipe",
     "lock",
+    "map",
     "quantize",
     "report",
     "verify",

@@ -6,6 +6,7 @@ from subeight.verbs.evaluate import evaluate
 from subeight.verbs.export import export
 from subeight.verbs.inspect import inspect
 from subeight.verbs.lock import lock
+from subeight.verbs.map import map
 from subeight.verbs.options import Options
 from subeight.verbs.quantize import quantize
 from subeight.verbs.report import report
@@ -22,6 +23,7 @@ __all__ = [
     "export",
     "inspect",
     "lock",
+    "map",
     "quantize",
     "report",
     "verify",
