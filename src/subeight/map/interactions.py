@@ -1,0 +1,57 @@
+"""Which places hurt each other: what two lose together beyond what each loses alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from subeight.evals.loss import Loss
+from subeight.evals.stats import Interval
+from subeight.probe.probe import Probe
+from subeight.probe.swaps import Swaps
+
+Group = tuple[str, tuple[str, ...]]  # a place's name, and its linears
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two places, quantized as the candidate has them; `interaction` in nats per token (or in the metric)."""
+
+    a: str
+    b: str
+    alone: tuple[float, float]
+    together: float
+    interaction: Interval
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the interval of the interaction leaves out 0."""
+        low, high = self.interaction.ci or [0.0, 0.0]
+        return low > 0 or high < 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in a record."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "alone": list(self.alone),
+            "together": self.together,
+            "interaction": self.interaction.value,
+            "interaction_ci": self.interaction.ci,
+            "real": self.is_real,
+        }
+
+
+def interactions(probe: Probe, groups: Sequence[Group], seed: int = 0) -> list[Pair]:
+    """All pairs of some places, the strongest first; each is quantized in the baseline, all else exact."""
+    alone = {name: _damage(probe, linears) for name, linears in groups}
+    pairs = []
+    for (a, first), (b, second) in combinations(groups, 2):
+        both = _damage(probe, (*first, *second))
+        extra = both.minus(alone[a]).minus(alone[b])
+        pairs.append(Pair(a, b, (alone[a].value, alone[b].value), both.value, extra.interval(seed)))
+    return sorted(pairs, key=lambda pair: -abs(pair.interaction.value))
+
+
+def _damage(probe: Probe, linears: Sequence[str]) -> Loss:
+    return probe.damage(Swaps(weights=frozenset(linears)))
