@@ -88,3 +88,56 @@ def hostile():
         places=[{"name": name, "block": block, "kind": "linear", "bits": {}} for block, name in enumerate(names)],
         cells=[cell(n, f, "damage", 0.1 * (i + 1), rng, 0.2) for i, n in enumerate(names) for f in formats],
     )  # fmt: skip
+
+
+def allocated(verified=True, **changes):
+    """Half-way between 3 and 4 bits: the sensitive places wider, two of them kept, one pinned, some in doubt."""
+    rng = np.random.default_rng(8)
+    rows = [row for row in places() if row["block"] is not None]
+    damage = {(c["place"], c["format"]): c for c in cells(rows) if c["view"] == "damage"}
+    order = sorted(rows, key=lambda row: damage[row["name"], "int2:g64:sym"]["kl"] / row["weights"])
+    names = list(FORMATS)
+    given = {row["name"]: names[3 - min(3, 4 * at // len(order))] for at, row in enumerate(order)}
+    given |= {row["name"]: None for row in order[-2:]}
+    choices = [choice(row, given[row["name"]], damage, rng) for row in rows]
+    line = [
+        {"bits_per_weight": float(b), "bytes": float(b * 13.3e6), "sum": float(9 * 4.4**-b), "kl": float(11 * 4.4**-b),
+         "kl_ci": [float(9.6 * 4.4**-b), float(12.6 * 4.4**-b)], "counts": {"int4:g64:sym": 60, HOSTILE: 60}}
+        for b in np.linspace(2.25, 8.2, 40)
+    ]  # fmt: skip
+    rivals = [
+        {"name": format, "bits_per_weight": b, "bytes": b * 13.3e6, "kl": whole(format),
+         "kl_ci": [0.9 * whole(format), 1.1 * whole(format)], "measured": True}
+        for format, b in FORMATS.items()
+    ]  # fmt: skip
+    rivals.append({"name": "heuristic", "bits_per_weight": 3.5, "bytes": 46e6, "kl": 0.16, "measured": False})
+    numbers = {
+        "map": {"path": "runs/map", "hash": "abc"}, "budget": {"text": "3.5 bits", "kind": "bits", "value": 3.5},
+        "engine": "vllm", "pins": [f"{WORST}=int8:g64:sym"], "forbids": [f"*.{BREAKOUT}=int2:g64:sym"],
+        "choices": choices, "bits_per_weight": 3.49, "bytes": 46.4e6,
+        "predicted": {"sum": 0.051, "kl": 0.0623, "kl_ci": [0.0538, 0.0714], "additivity": 1.22},
+        "front": line, "rivals": rivals, "price_of_pins": {f"{WORST}=int8:g64:sym": 0.0021},
+        "verified": {
+            "kl": 0.0655, "kl_ci": [0.0601, 0.0712], "within": True, "ratio": 1.05,
+            "heldout": {"kl": 0.0702, "kl_ci": [0.0612, 0.08]}, "corrected": None,
+            "pairs": [{"a": WORST, "b": BREAKOUT, "interaction": -0.0042}, {"a": "x", "b": "y", "interaction": 0.011}],
+        } if verified else None,
+        "recipe": "runs/mixed/recipe.yaml",
+    }  # fmt: skip
+    return record("allocate", numbers | changes, subject={"model": MODEL}, coordinates=point(), seconds=3.2)
+
+
+def choice(row, format, damage, rng):
+    names, name = list(FORMATS), row["name"]
+    wider = None if format is None else (None if format == names[0] else names[names.index(format) - 1])
+    bits = FORMATS.get(format, 16.0)
+    kl = damage[name, format]["kl"] if format else 0.0
+    more = (FORMATS.get(wider, 16.0) - bits) * row["weights"] / 8
+    step = {"format": wider, "price": more, "gain": kl - (damage[name, wider]["kl"] if wider else 0)}
+    doubts = ["its interval is so wide that the choice changes within it", f"`{HOSTILE}` loses 3 times the average"]
+    return {
+        "place": name, "format": format, "bits": bits, "bytes": bits * row["weights"] / 8, "kl": kl,
+        "kl_ci": [0.9 * kl, 1.1 * kl] if format else None, "next": step if format else None,
+        "reason": f"At `{format or 'kept'}` it loses {kl:.2g}; a byte more gains less here than in places that got it.",
+        "doubts": doubts[: int(rng.integers(1, 3))] if rng.random() < 0.08 else [],
+    }  # fmt: skip
