@@ -120,7 +120,9 @@ def allocated(verified=True, **changes):
         "verified": {
             "kl": 0.0655, "kl_ci": [0.0601, 0.0712], "within": True, "ratio": 1.05,
             "heldout": {"kl": 0.0702, "kl_ci": [0.0612, 0.08]}, "corrected": None,
-            "pairs": [{"a": WORST, "b": BREAKOUT, "interaction": -0.0042}, {"a": "x", "b": "y", "interaction": 0.011}],
+            "pairs": [{"a": WORST, "b": BREAKOUT, "interaction": -0.0042},
+                      {"a": "x", "b": "y", "alone": [0.02, 0.03], "together": 0.061, "interaction": 0.011,
+                       "interaction_ci": [0.008, 0.014], "real": True}],
         } if verified else None,
         "recipe": "runs/mixed/recipe.yaml",
     }  # fmt: skip

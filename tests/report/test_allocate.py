@@ -129,6 +129,7 @@ def test_a_measurement_outside_of_what_was_expected_is_said():
 def test_pairs_and_their_correction(corrected, said):
     text = text_of(changed(verified=ALLOCATED.numbers["verified"] | {"corrected": corrected}))
     pairs = text.split("The pairs that interact")[2]
+    assert "0.0200 and 0.0300" in pairs and "0.0610" in pairs and "0.0080 to 0.0140" in pairs
     assert said in pairs and pairs.index("0.0110") < pairs.index("−0.0042")
 
 

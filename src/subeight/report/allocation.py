@@ -61,6 +61,17 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two places and what they lose together beyond what each loses alone."""
+
+    a: str
+    b: str
+    alone: tuple[float | None, ...]
+    together: float | None
+    interaction: Measure
+
+
+@dataclass(frozen=True)
 class Verified:
     """The recipe applied to the whole model and measured."""
 
@@ -68,7 +79,7 @@ class Verified:
     heldout: Measure
     within: bool | None
     ratio: float | None
-    pairs: tuple[tuple[str, str, float | None], ...]
+    pairs: tuple[Pair, ...]
     corrected: Any
 
 
@@ -218,16 +229,24 @@ def _price(value: Any) -> float | None:
 def _verified(item: Mapping[str, Any]) -> Verified | None:
     if not item:
         return None
-    pairs = [
-        (text(pair.get("a"), "?"), text(pair.get("b"), "?"), number(pair.get("interaction")))
-        for pair in mappings(item.get("pairs"))
-    ]
+    pairs = [_pair(pair) for pair in mappings(item.get("pairs"))]
     within = item.get("within")
     return Verified(
         measure(item, "kl"),
         measure(mapping(item.get("heldout")), "kl"),
         within if isinstance(within, bool) else None,
         number(item.get("ratio")),
-        tuple(sorted(pairs, key=lambda pair: -abs(pair[2] or 0))),
+        tuple(sorted(pairs, key=lambda pair: -abs(pair.interaction.value or 0))),
         item.get("corrected"),
+    )
+
+
+def _pair(item: Mapping[str, Any]) -> Pair:
+    alone = item.get("alone")
+    return Pair(
+        text(item.get("a"), "?"),
+        text(item.get("b"), "?"),
+        tuple(number(loss) for loss in alone[:2]) if isinstance(alone, list) else (),
+        number(item.get("together")),
+        measure(item, "interaction"),
     )

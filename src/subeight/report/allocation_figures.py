@@ -31,7 +31,7 @@ def granted(found: Allocation) -> go.Figure:
     tones = [_tone(name, index) for index, name in enumerate(names)] + ["#c3a300"] * several
     columns = max(1, blocks)
     grid_of = [[squares.get((row, block), []) for block in range(columns)] for row in range(len(rows))]
-    figure = go.Figure(layout=layout(126 + 30 * max(1, len(rows))))
+    figure = go.Figure(layout=layout(max(290, 126 + 30 * len(rows))))
     figure.add_heatmap(
         z=[[_number(here, names) for here in line] for line in grid_of],
         hovertext=[[_squares_words(here) for here in line] for line in grid_of],
@@ -59,7 +59,7 @@ def granted(found: Allocation) -> go.Figure:
         tickvals=list(range(len(rows))), ticktext=[plain(row, 18) for row in rows], ticks="", showgrid=False,
         range=[max(1, len(rows)) - 0.5, -0.5],
     )  # fmt: skip
-    figure.update_layout(legend={"y": 1 + 10 / (30 * max(1, len(rows)))}, margin={"l": 96, "t": 60})
+    figure.update_layout(margin={"l": 96, "t": 60})
     return figure
 
 
@@ -127,6 +127,7 @@ def _band(figure: go.Figure, best: Sequence[Point], floor: float) -> None:
 
 
 def _rivals(figure: go.Figure, rivals: Sequence[Point], floor: float) -> None:
+    widest = max(rivals, key=lambda point: point.bits or 0, default=None)
     for heuristic, name, colour, symbol in (
         (False, "uniform", PALETTE[1], "square"),
         (True, "heuristic", PALETTE[5], "triangle-up"),
@@ -139,7 +140,7 @@ def _rivals(figure: go.Figure, rivals: Sequence[Point], floor: float) -> None:
             y=[max(point.loss.value or 0, floor) for point in mine],
             mode="markers+text",
             text=[] if heuristic else [plain(point.name.removeprefix("uniform").strip(" -:"), 20) for point in mine],
-            textposition="middle right",
+            textposition=["middle left" if point is widest else "middle right" for point in mine],
             textfont={"size": 11, "color": colour},
             marker={"size": 10, "color": colour,
                     "symbol": [symbol if point.measured else f"{symbol}-open" for point in mine]},

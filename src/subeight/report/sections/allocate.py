@@ -227,11 +227,14 @@ def _interactions(found: Allocation, of: str) -> list[Section]:
         "Pairs that lose more together (or less, below zero) than the sum of what each loses alone, measured, the"
         " strongest first."
     )
-    columns = [Column("one"), Column("other"), Column("interaction", True)]
-    lines = [
-        [code(words.shortened(a, 72)), code(words.shortened(b, 72)), words.significant(value)]
-        for a, b, value in seen.pairs[:_LISTED]
-    ]
+    columns = [Column("one"), Column("other"), Column("alone", True), Column("together", True)]
+    columns.append(Column("interaction", True, "beyond the sum; where its interval holds 0 it may be chance"))
+    lines: list[list[Node]] = [
+        [code(words.shortened(pair.a, 72)), code(words.shortened(pair.b, 72)),
+         " and ".join(words.significant(loss) for loss in pair.alone) or words.DASH, words.significant(pair.together),
+         scores.measured(pair.interaction)]
+        for pair in seen.pairs[:_LISTED]
+    ]  # fmt: skip
     content: list[Html | Picture] = [paragraph(intro), table(columns, lines[:_FEW])]
     content += [folded(f"All {len(lines):,}", table(columns, lines))] if len(lines) > _FEW else []
     if said := _corrected(seen.corrected):
