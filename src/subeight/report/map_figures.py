@@ -16,7 +16,7 @@ from subeight.report.words import significant
 
 QUIET = PALETTE[8]
 HEAT = ("#2b3f73", "#5b63b7", "#9a6bb5", "#d2697f", "#ee8b4a", "#f7c948")
-_OUTSIDE = "outside of the blocks"
+_OUTSIDE = "outside"
 _HIGHLIGHTED = 10
 Rows = list[list[list[Cell]]]
 
@@ -80,7 +80,8 @@ def curves(found: Sensitivity) -> go.Figure:
             figure.add_trace(trace, row=index // columns + 1, col=index % columns + 1)
     figure.update_yaxes(**log_axis(log_range([Measure(max(cell.value, floor)) for cell in cells], floor)))
     figure.update_yaxes(title=found.axis, col=1)
-    figure.update_xaxes(title="bits per weight", range=[1, max([8.0, *(cell.bits or 0 for cell in cells)]) + 0.5])
+    figure.update_xaxes(title="bits per weight", row=rows, col=(min(columns, len(panels)) + 1) // 2 or 1)
+    figure.update_xaxes(range=[1, max([8.0, *(cell.bits or 0 for cell in cells)]) + 0.5])
     return figure
 
 
@@ -195,9 +196,9 @@ def _scale(ratios: Sequence[float], above: float) -> dict[str, object]:
         "cmin": low,
         "cmax": high,
         "colorbar": {
-            "orientation": "h", "x": 0, "xanchor": "left", "y": above, "yanchor": "bottom", "len": 0.45,
+            "orientation": "h", "x": 0, "xanchor": "left", "y": above, "yanchor": "bottom", "len": 0.6,
             "thickness": 10, "outlinewidth": 0, "xpad": 0,
-            "title": {"text": "damage, as a multiple of the format's median", "side": "top", "font": {"size": 12}},
+            "title": {"text": "multiple of the format's median", "side": "top", "font": {"size": 12}},
             "tickvals": [math.log10(mark) for mark in shown], "ticktext": [f"{mark:.4g}" for mark in shown],
         },
     }  # fmt: skip
