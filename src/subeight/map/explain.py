@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from subeight.map.allocation import Allocation
 from subeight.map.choices import Option, Unit
@@ -20,6 +21,7 @@ KEPT = "kept"
 _CATEGORY = 2.0  # times the place's own mean, and
 _UNUSUAL = 1.5  # times what that category is worse by elsewhere
 _RANKS = 0.5  # of all places: between the rank by damage and the rank by rescue
+_EDGE = 1e-6  # relative: what is tied at the price of a byte
 _FEW = 4  # places: with fewer, ranks and medians say nothing
 
 
@@ -123,27 +125,32 @@ class Explainer:
         """Where the choice changes within the interval of one of its losses."""
         if unit.pinned is not None or len(unit.options) < 2 or self.worth <= 0:
             return []
-        here = self._best(unit, {})
+        fine = {pick, *self._tied(unit)}
         changed = []
         for number, option in enumerate(unit.options):
             if option.format is None:
                 continue
-            low, high = self._ends(unit, option.format)
-            for end in (low, high):
-                other = self._best(unit, {number: end})
-                if other != here:
-                    named = unit.options[other if here == pick else here].format or KEPT
+            for end in self._ends(unit, option.format):
+                other = int(np.argmin(self._totals(unit, {number: end})))
+                if other not in fine:
+                    named = unit.options[other].format or KEPT
                     changed.append(f"{option.format} at {end:.3g} would make it {named}")
         if not changed:
             return []
         return [f"wide interval: the choice changes within it ({'; '.join(dict.fromkeys(changed))})"]
 
-    def _best(self, unit: Unit, changed: Mapping[int, float]) -> int:
-        """The option that is best at what a byte is worth, with some losses changed."""
-        total = [
-            changed.get(number, option.loss) + self.worth * option.cost for number, option in enumerate(unit.options)
-        ]
-        return int(np.argmin(total))
+    def _tied(self, unit: Unit) -> list[int]:
+        """The options that are best at what a byte is worth.
+
+        Where the budget runs out they are two: that is an edge of the budget, not a doubt about the losses.
+        """
+        total = self._totals(unit, {})
+        return np.flatnonzero(total <= total.min() + _EDGE * total.max()).tolist()
+
+    def _totals(self, unit: Unit, changed: Mapping[int, float]) -> npt.NDArray[np.float64]:
+        """Every option's loss and what its bytes are worth, with some losses changed."""
+        losses = [changed.get(number, option.loss) for number, option in enumerate(unit.options)]
+        return np.asarray(losses) + self.worth * np.asarray([option.cost for option in unit.options])
 
     def _ends(self, unit: Unit, format: str) -> tuple[float, float]:
         """The summed loss of a unit at the two ends of its interval, errors of its places taken as independent."""
