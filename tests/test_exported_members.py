@@ -12,7 +12,7 @@ import subeight
 from subeight.cli.verbs import COMMANDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-VERBS = ("compare", "diagnose", "evaluate", "export", "inspect", "lock", "quantize", "report", "verify")
+VERBS = ("allocate", "compare", "diagnose", "evaluate", "export", "inspect", "lock", "quantize", "report", "verify")
 
 
 def _packages() -> list[str]:

@@ -10,6 +10,7 @@ import typer
 from subeight import verbs
 from subeight.cli.checks import CHECKS
 from subeight.cli.diagnosis import diagnose
+from subeight.cli.mapping import MAPPING
 from subeight.cli.options import (
     Across,
     AsJson,
@@ -222,4 +223,5 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "report": report,
     "diagnose": diagnose,
     **CHECKS,
+    **MAPPING,
 }

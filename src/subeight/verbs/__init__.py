@@ -1,5 +1,6 @@
 """The verbs, as the command line has them."""
 
+from subeight.verbs.allocate import allocate
 from subeight.verbs.compare import compare
 from subeight.verbs.diagnose import Complaint, diagnose
 from subeight.verbs.evaluate import evaluate
@@ -17,6 +18,7 @@ __all__ = [
     "Complaint",
     "Options",
     "Result",
+    "allocate",
     "compare",
     "diagnose",
     "evaluate",

@@ -1,0 +1,128 @@
+"""An allocation put to the test: quantized by its recipe, measured on the map's own text and on text it did not see."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from subeight.engine.job import Job
+from subeight.engine.loop import run as run_loop
+from subeight.errors import RecordError, TextError
+from subeight.evals.loss import Loss
+from subeight.evals.passes import context_length
+from subeight.evals.scoring import ANSWER_TOKENS, ask, measure
+from subeight.export import exporter_for
+from subeight.map.mapfile import MapFile
+from subeight.map.prediction import Expected
+from subeight.models.model import Model
+from subeight.models.precision import compute_dtype
+from subeight.recipes import Plan, Recipe
+from subeight.records import Run, fingerprint
+from subeight.text import EvaluationSet, evaluate_set
+from subeight.verbs.planning import calibration_of
+from subeight.verbs.quantize import keep_plan, loop_settings
+from subeight.verbs.session import Session
+
+_HELD_OUT = "builtin"
+
+
+def verification(
+    session: Session, model: Model, found: MapFile, recipe: Recipe, plan: Plan, expected: Expected, run: Run
+) -> dict[str, Any]:
+    """The numbers of `verified`; the checkpoint stays in the run, under `checkpoint`.
+
+    Raises:
+        RecordError: the map's evaluation text cannot be made again.
+    """
+    evaluation = _same_text(session, model, found)
+    heldout = _other_text(session, model, found)
+    target = "compressed-tensors" if all("transformers" in site.runs_in for site in plan.quantized) else "dense"
+    exporter = exporter_for(target)
+    exporter.require(plan.sites)
+    calibration = calibration_of(session, model, recipe, plan)
+    directory = run.directory / "checkpoint"
+    Run.create(directory, "quantize", {"plan": plan.fingerprint, "calibration": calibration and calibration.hash})
+    keep_plan(directory, recipe, plan)
+    settings = replace(loop_settings(session), dtype=compute_dtype("auto", session.device))
+    ids = None if calibration is None else calibration.ids
+    run_loop(model, [Job(plan, directory, exporter)], ids, settings)
+    candidate = session.model(str(directory))
+    loss = _loss(session, model, candidate, evaluation, found.metric)
+    return {
+        **_said(loss, session.options.seed),
+        "within": expected.low <= loss.value <= expected.high,
+        "ratio": loss.value / expected.loss if expected.loss else None,
+        "heldout": _held(session, model, candidate, heldout, found.metric),
+        "pairs": [],
+        "corrected": None,
+        "checkpoint": str(directory),
+    }
+
+
+def _loss(session: Session, model: Model, candidate: Model, evaluation: EvaluationSet, metric: str) -> Loss:
+    return measure(ask(model, evaluation, session.computing, session.cache), candidate, metric)
+
+
+def _held(
+    session: Session, model: Model, candidate: Model, evaluation: EvaluationSet | None, metric: str
+) -> dict[str, Any] | None:
+    if evaluation is None or metric == "choices":  # the packaged text has no choices
+        return None
+    loss = _loss(session, model, candidate, evaluation, metric)
+    return {**_said(loss, session.options.seed), "source": _HELD_OUT, "tokens": evaluation.tokens}
+
+
+def _said(loss: Loss, seed: int) -> dict[str, Any]:
+    return {"kl": loss.value, "kl_ci": loss.interval(seed).ci}
+
+
+def _same_text(session: Session, model: Model, found: MapFile) -> EvaluationSet:
+    """The evaluation text of the map, told by its hash: its cap on tokens is not what the record counts."""
+    for tokens in _caps(session, model, found):
+        evaluation = _text(session, model, found, found.settings.get("evals") or [_HELD_OUT], tokens)
+        if evaluation.hash == found.coordinates.evaluation:
+            return evaluation
+    raise RecordError(
+        f"The evaluation text of the map {found.path} cannot be made again from {found.settings.get('evals')}; put it "
+        "back, or give the --eval-tokens that the map was given."
+    )
+
+
+def _caps(session: Session, model: Model, found: MapFile) -> Iterator[int | None]:
+    """What the cap may have been: asked for, as counted, none, or where the last of its samples ends."""
+    if session.options.eval_tokens is not None:
+        yield session.options.eval_tokens
+    yield found.settings.get("eval_tokens")
+    yield None
+    whole = _text(session, model, found, found.settings.get("evals") or [_HELD_OUT], None)
+    total = 0
+    for sample in whole.samples[: len(found.samples)]:
+        total += len(sample.ids)
+    yield total
+
+
+def _other_text(session: Session, model: Model, found: MapFile) -> EvaluationSet | None:
+    """The packaged evaluation text without the documents that the map saw; None where nothing is left."""
+    seen = {sample.document for sample in found.samples}
+    if _HELD_OUT not in (found.settings.get("evals") or [_HELD_OUT]):
+        seen = set()
+    whole = _text(session, model, found, [_HELD_OUT], None)
+    kept = tuple(sample for sample in whole.samples if sample.document not in seen)
+    if not any(sample.count or sample.needs_answer for sample in kept):
+        return None
+    return EvaluationSet(kept, fingerprint([whole.hash, sorted(seen)]))
+
+
+def _text(session: Session, model: Model, found: MapFile, sources: list[str], tokens: int | None) -> EvaluationSet:
+    """Text cut as the map cut it."""
+    longest = context_length(model)
+    window = int(found.settings.get("eval_window") or session.options.eval_window)
+    try:
+        return evaluate_set(
+            list(sources),
+            model.tokenizer(),
+            window=min(window, longest),
+            tokens=tokens,
+            longest=max(longest - ANSWER_TOKENS, longest // 2),
+        )
+    except TextError as error:
+        raise RecordError(f"The evaluation text of the map {found.path} cannot be made again: {error}") from error
