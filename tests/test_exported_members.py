@@ -12,7 +12,19 @@ import subeight
 from subeight.cli.verbs import COMMANDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-VERBS = ("allocate", "compare", "diagnose", "evaluate", "export", "inspect", "lock", "quantize", "report", "verify")
+VERBS = (
+    "allocate",
+    "compare",
+    "diagnose",
+    "evaluate",
+    "export",
+    "inspect",
+    "lock",
+    "map",
+    "quantize",
+    "report",
+    "verify",
+)
 
 
 def _packages() -> list[str]:

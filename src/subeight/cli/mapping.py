@@ -1,4 +1,4 @@
-"""The verbs of the sensitivity map: `allocate`, which spends a budget by it."""
+"""The verbs of the sensitivity map: `map`, which measures it, and `allocate`, which spends a budget by it."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -8,10 +8,13 @@ import typer
 from subeight import verbs
 from subeight.cli.options import (
     AsJson,
+    Calibration,
     Device,
     Dtype,
+    Evals,
     EvalTokens,
     MaxMemory,
+    Name,
     Out,
     Quiet,
     Scratch,
@@ -22,7 +25,66 @@ from subeight.cli.options import (
     parse_bytes,
 )
 from subeight.cli.show import show
+from subeight.sweep import Where
 from subeight.verbs.options import Options
+
+
+def map(
+    model: Name,
+    formats: Annotated[str, typer.Option("--formats", help="formats, separated by commas")] = "int8,int4,int3,int2",
+    recipe: Annotated[str, typer.Option("--recipe", help="whose methods make the codes")] = "rtn-int4",
+    by: Annotated[str, typer.Option("--by", help="group (what engines fuse), linear or expert")] = "group",
+    metric: Annotated[str, typer.Option("--metric", help="kl, nll or choices")] = "kl",
+    rescue: Annotated[
+        str | None, typer.Option("--rescue", help="formats of the other view, or none (default: the lowest)")
+    ] = None,
+    share: Annotated[float, typer.Option("--share", help="at most this share of the naive way's work")] = 0.1,
+    workers: Annotated[int | None, typer.Option("--workers", help="worker processes, or Ray workers")] = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", help="a Ray cluster: host:port, auto or local")] = None,
+    out: Out = None,
+    calibration: Calibration = None,
+    evals: Evals = None,
+    eval_tokens: EvalTokens = 4096,
+    eval_window: Annotated[int, typer.Option("--eval-window", min=2, help="tokens in a window of plain text")] = 128,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    scratch: Scratch = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """What every layer loses in every format, alone: where the bits are needed, measured."""
+    options = Options(
+        out=out,
+        calibration=calibration,
+        evals=tuple(evals or ("builtin",)),
+        eval_tokens=eval_tokens,
+        eval_window=eval_window,
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        max_memory=parse_bytes(max_memory),
+        scratch=scratch,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=command(),
+    )
+    done = verbs.map(
+        model,
+        formats.split(","),
+        recipe=recipe,
+        by=by,
+        metric=metric,
+        rescue=None if rescue is None else [name for name in rescue.split(",") if name not in ("", "none")],
+        share=share,
+        workers=Where(workers, cluster),
+        options=options,
+    )
+    show(done, as_json=as_json)
 
 
 def allocate(
@@ -72,5 +134,4 @@ def allocate(
     show(done, as_json=as_json)
 
 
-# `map` goes here: its function above, its name in this table.
-MAPPING: dict[str, Callable[..., int | None]] = {"allocate": allocate}
+MAPPING: dict[str, Callable[..., int | None]] = {"map": map, "allocate": allocate}

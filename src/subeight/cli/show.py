@@ -24,7 +24,8 @@ def show(result: Result, *, as_json: bool) -> None:
         console.print(f"warning: {escape(warning)}", highlight=False, soft_wrap=True)
     for line in result.lines:
         console.print(escape(line), highlight=False, soft_wrap=True)
-    if forecast := result.numbers.get("predicted"):
+    forecast = result.numbers.get("predicted") or {}
+    if "seconds" in forecast:
         console.print(f"predicted: {escape(json.dumps(forecast))}", highlight=False, soft_wrap=True)
     if as_json:
         sys.stdout.write(result.record.to_json())
