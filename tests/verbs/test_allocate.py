@@ -160,7 +160,11 @@ def test_verified_on_the_maps_own_text_and_on_other(mapped: Path, tmp_path: Path
     low, high = result.numbers["predicted"]["kl_ci"]
     assert seen["within"] == (low <= seen["kl"] <= high)
     assert seen["ratio"] == pytest.approx(seen["kl"] / result.numbers["predicted"]["kl"])
-    assert seen["heldout"]["kl"] > 0 and seen["heldout"]["kl"] != seen["kl"] and seen["pairs"] == []
+    assert seen["heldout"]["kl"] > 0 and seen["heldout"]["kl"] != seen["kl"]
+    assert len(seen["pairs"]) == 15 and all(pair["together"] >= 0 for pair in seen["pairs"])
+    assert seen["pairs"][0]["interaction"] == pytest.approx(
+        seen["pairs"][0]["together"] - sum(seen["pairs"][0]["alone"])
+    )
     made = Model(seen["checkpoint"])
     assert made.codes is not None
     again = allocate(str(mapped), "5 bits", verify=True, options=options(tmp_path / "out")).numbers["verified"]

@@ -1,6 +1,6 @@
 """Which places hurt each other: what two lose together beyond what each loses alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -42,12 +42,21 @@ class Pair:
         }
 
 
-def interactions(probe: Probe, groups: Sequence[Group], seed: int = 0) -> list[Pair]:
-    """All pairs of some places, the strongest first; each is quantized in the baseline, all else exact."""
-    alone = {name: _damage(probe, linears) for name, linears in groups}
+def interactions(
+    probe: Probe, groups: Sequence[Group], seed: int = 0, advance: Callable[[], None] = lambda: None
+) -> list[Pair]:
+    """All pairs of some places, the strongest first; each is quantized in the baseline, all else exact.
+
+    `advance` is called after each of n (n + 1) / 2 measurements.
+    """
+    alone = {}
+    for name, linears in groups:
+        alone[name] = _damage(probe, linears)
+        advance()
     pairs = []
     for (a, first), (b, second) in combinations(groups, 2):
         both = _damage(probe, (*first, *second))
+        advance()
         extra = both.minus(alone[a]).minus(alone[b])
         pairs.append(Pair(a, b, (alone[a].value, alone[b].value), both.value, extra.interval(seed)))
     return sorted(pairs, key=lambda pair: -abs(pair.interaction.value))

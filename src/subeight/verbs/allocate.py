@@ -66,8 +66,11 @@ def allocate(
         numbers = {**_numbers(found, asked, units, made, prediction, plan), **wished}
         numbers["price_of_pins"] = _prices(found, asked, engine, pinned, forbidden, made, prediction)
         numbers["recipe"] = str(run.directory / "recipe.yaml")
-        expected = prediction.expected(made.formats())
-        numbers["verified"] = verification(session, opened, found, recipe, plan, expected, run) if verify else None
+        formats = made.formats()
+        expected = prediction.expected(formats)
+        numbers["verified"] = (
+            verification(session, opened, found, recipe, plan, expected, formats, run) if verify else None
+        )
         record = session.record(
             point,
             numbers,
@@ -115,11 +118,6 @@ def _exactly(name: str) -> str:
 def _dtype(found: MapFile, options: Options) -> str:
     """The map's own precision, unless another is asked for: what is compared is measured alike."""
     return str(found.settings.get("dtype") or "float32") if options.dtype == "auto" else options.dtype
-
-
-def _require_engine(engine: str) -> None:
-    if engine not in ("any", *ENGINES):
-        raise InputError(f"{engine!r} is not an engine; give any, {', '.join(ENGINES)}.{did_you_mean(engine, ENGINES)}")
 
 
 def _model_of(found: MapFile) -> str:

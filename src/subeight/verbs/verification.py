@@ -1,6 +1,6 @@
 """An allocation put to the test: quantized by its recipe, measured on the map's own text and on text it did not see."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,24 +9,36 @@ from subeight.engine.loop import run as run_loop
 from subeight.errors import RecordError, TextError
 from subeight.evals.loss import Loss
 from subeight.evals.passes import context_length
-from subeight.evals.scoring import ANSWER_TOKENS, ask, measure
+from subeight.evals.scoring import ANSWER_TOKENS, Question, ask, measure
 from subeight.export import exporter_for
+from subeight.map.interactions import interactions
 from subeight.map.mapfile import MapFile
 from subeight.map.prediction import Expected
+from subeight.models.align import align
 from subeight.models.model import Model
 from subeight.models.precision import compute_dtype
+from subeight.probe.probe import Probe
 from subeight.recipes import Plan, Recipe
 from subeight.records import Run, fingerprint
+from subeight.records.progress import progress
 from subeight.text import EvaluationSet, evaluate_set
 from subeight.verbs.planning import calibration_of
 from subeight.verbs.quantize import keep_plan, loop_settings
 from subeight.verbs.session import Session
 
 _HELD_OUT = "builtin"
+_PAIRED = 6  # places whose pairs are measured
 
 
 def verification(
-    session: Session, model: Model, found: MapFile, recipe: Recipe, plan: Plan, expected: Expected, run: Run
+    session: Session,
+    model: Model,
+    found: MapFile,
+    recipe: Recipe,
+    plan: Plan,
+    expected: Expected,
+    formats: Mapping[str, str | None],
+    run: Run,
 ) -> dict[str, Any]:
     """The numbers of `verified`; the checkpoint stays in the run, under `checkpoint`.
 
@@ -46,20 +58,42 @@ def verification(
     ids = None if calibration is None else calibration.ids
     run_loop(model, [Job(plan, directory, exporter)], ids, settings)
     candidate = session.model(str(directory))
-    loss = _loss(session, model, candidate, evaluation, found.metric)
+    question = ask(model, evaluation, session.computing, session.cache)
+    loss = measure(question, candidate, found.metric)
     return {
         **_said(loss, session.options.seed),
         "within": expected.low <= loss.value <= expected.high,
         "ratio": loss.value / expected.loss if expected.loss else None,
         "heldout": _held(session, model, candidate, heldout, found.metric),
-        "pairs": [],
+        "pairs": _pairs(session, question, candidate, found, formats),
         "corrected": None,
         "checkpoint": str(directory),
     }
 
 
-def _loss(session: Session, model: Model, candidate: Model, evaluation: EvaluationSet, metric: str) -> Loss:
-    return measure(ask(model, evaluation, session.computing, session.cache), candidate, metric)
+def _pairs(
+    session: Session, question: Question, candidate: Model, found: MapFile, formats: Mapping[str, str | None]
+) -> list[dict[str, Any]]:
+    """How the places that lose most hurt each other, two by two, as the allocation stores them."""
+    known = [(place, found.cell(place.name, format)) for place in found.places if (format := formats[place.name])]
+    inside = [(place, cell) for place, cell in known if place.inside and cell is not None]
+    worst = sorted(inside, key=lambda item: (-item[1].loss, item[0].name))[:_PAIRED]
+    if len(worst) < 2:
+        return []
+    gauge = align(question.baseline, candidate)
+    probe = Probe(
+        question.baseline,
+        candidate,
+        gauge,
+        question,
+        session.computing,
+        metric=found.metric,
+        max_memory=session.options.max_memory,
+    )
+    groups = [(place.name, place.linears) for place, _ in worst]
+    count = len(groups) * (len(groups) + 1) // 2
+    with progress(count, "Measuring pairs", "swaps", quiet=session.options.quiet) as advance:
+        return [pair.to_dict() for pair in interactions(probe, groups, session.options.seed, advance)]
 
 
 def _held(
@@ -67,7 +101,7 @@ def _held(
 ) -> dict[str, Any] | None:
     if evaluation is None or metric == "choices":  # the packaged text has no choices
         return None
-    loss = _loss(session, model, candidate, evaluation, metric)
+    loss = measure(ask(model, evaluation, session.computing, session.cache), candidate, metric)
     return {**_said(loss, session.options.seed), "source": _HELD_OUT, "tokens": evaluation.tokens}
 
 
