@@ -48,7 +48,7 @@ def hand_made(folder: Path, house, by: str = "group", **more) -> Path:
         "subject": {"model": model.label, "paths": {"model": str(house.base)}},
         "settings": {
             "calibration": None, "evals": [str(house.evals)], "eval_tokens": text.tokens, "eval_window": 24,
-            "dtype": "float32",
+            "dtype": "float32", "eval_cap": TOKENS,
         },
     }  # fmt: skip
     return records.write(folder, content, **{**given, **more})

@@ -96,7 +96,6 @@ def allocate(
     verify: Annotated[bool, typer.Option("--verify", help="quantize by the recipe and measure it")] = False,
     model: Annotated[str | None, typer.Option("--model", help="the map's model, where it lies elsewhere")] = None,
     out: Out = None,
-    eval_tokens: EvalTokens = None,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
@@ -110,7 +109,6 @@ def allocate(
     """A budget spent by a map: an ordinary recipe, why each layer got its bits, and the whole Pareto front."""
     options = Options(
         out=out,
-        eval_tokens=eval_tokens,
         seed=seed,
         threads=threads,
         device=device,

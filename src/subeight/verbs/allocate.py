@@ -24,6 +24,8 @@ from subeight.verbs.planning import planned_recipe
 from subeight.verbs.session import Result, Session, finish, where
 from subeight.verbs.verification import verification
 
+_KEPT_SETTINGS = ("calibration", "evals", "eval_tokens", "eval_window", "eval_cap")  # of the map, as it was asked
+
 
 def allocate(
     map: str,
@@ -75,7 +77,7 @@ def allocate(
             point,
             numbers,
             subject={"model": opened.label, "map": str(map), "paths": {"model": where(model or _model_of(found))}},
-            settings={key: found.settings.get(key) for key in ("calibration", "evals", "eval_tokens", "eval_window")},
+            settings={key: found.settings.get(key) for key in _KEPT_SETTINGS},
         )
         return finish(run, record, _lines(asked, plan, expected, numbers))
 

@@ -108,7 +108,11 @@ def map(
             point,
             numbers,
             subject={"model": opened.label, "paths": {"model": where(model)}},
-            settings={**calibration_settings(calibration), **evaluation_settings(options, text.tokens)},
+            settings={
+                **calibration_settings(calibration),
+                **evaluation_settings(options, text.tokens),
+                "eval_cap": options.eval_tokens,
+            },
         )
         return finish(run, record, _lines(numbers))
 

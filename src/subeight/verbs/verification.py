@@ -1,6 +1,6 @@
 """An allocation put to the test: quantized by its recipe, measured on the map's own text and on text it did not see."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -110,28 +110,15 @@ def _said(loss: Loss, seed: int) -> dict[str, Any]:
 
 
 def _same_text(session: Session, model: Model, found: MapFile) -> EvaluationSet:
-    """The evaluation text of the map, told by its hash: its cap on tokens is not what the record counts."""
-    for tokens in _caps(session, model, found):
-        evaluation = _text(session, model, found, found.settings.get("evals") or [_HELD_OUT], tokens)
-        if evaluation.hash == found.coordinates.evaluation:
-            return evaluation
-    raise RecordError(
-        f"The evaluation text of the map {found.path} cannot be made again from {found.settings.get('evals')}; put it "
-        "back, or give the --eval-tokens that the map was given."
-    )
-
-
-def _caps(session: Session, model: Model, found: MapFile) -> Iterator[int | None]:
-    """What the cap may have been: asked for, as counted, none, or where the last of its samples ends."""
-    if session.options.eval_tokens is not None:
-        yield session.options.eval_tokens
-    yield found.settings.get("eval_tokens")
-    yield None
-    whole = _text(session, model, found, found.settings.get("evals") or [_HELD_OUT], None)
-    total = 0
-    for sample in whole.samples[: len(found.samples)]:
-        total += len(sample.ids)
-    yield total
+    """The evaluation text of the map, checked by its hash."""
+    sources = found.settings.get("evals") or [_HELD_OUT]
+    evaluation = _text(session, model, found, sources, found.settings.get("eval_cap"))
+    if evaluation.hash != found.coordinates.evaluation:
+        raise RecordError(
+            f"The evaluation text of the map {found.path} cannot be made again from {', '.join(sources)}; put it back "
+            "as it was, or make the map again."
+        )
+    return evaluation
 
 
 def _other_text(session: Session, model: Model, found: MapFile) -> EvaluationSet | None:
