@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from subeight.errors import InputError
+from subeight.map import schedule
+from subeight.map.work import MapJob
 from subeight.sweep import Where
 from subeight.verbs.map import map as mapped
 from subeight.verbs.options import Options
@@ -64,7 +66,7 @@ def test_all_of_the_text_is_read_where_nothing_is_settled(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in ("_MISORDERED", "_REGRET"):
-        monkeypatch.setattr(f"subeight.map.schedule.{limit}", 0.0)
+        monkeypatch.setattr(schedule, limit, 0.0)
     numbers = mapped(str(model), ("int4:g32", "int2:g32"), share=1.0, rescue=(), options=options(tmp_path)).numbers
     samples = len(numbers["samples"])
     seen = [c for c in numbers["cells"] if c["samples"] == samples]
@@ -86,8 +88,6 @@ def test_what_is_finished_is_not_measured_again(model: Path, found: dict, monkey
     (folder / "again" / "record.json").unlink()
     settings = options(folder, "again")
     asked: list[object] = []
-    from subeight.map.work import MapJob
-
     answer = MapJob.answer
     monkeypatch.setattr(MapJob, "answer", lambda job, state, task: (asked.append(task), answer(job, state, task))[1])
     numbers = mapped(str(model), FORMATS, share=0.3, options=settings).numbers
