@@ -63,11 +63,7 @@ def map(
     options = options or Options()
     session = Session("map", replace(options, dtype="float32" if options.dtype == "auto" else options.dtype))
     parsed = _parsed(formats, metric, share)
-    restored = [parsed[-1]] if rescue is None else [Format.parse(text) for text in rescue]
-    if missing := [str(format) for format in restored if format not in parsed]:
-        raise InputError(
-            f"--rescue was given {missing[0]}, which is not among the formats {', '.join(map_text(parsed))}."
-        )
+    restored = _restored(rescue, parsed)
     opened = session.model(model)
     require_full_precision(opened)
     places = places_of(opened, by)
@@ -85,21 +81,7 @@ def map(
     with session.run(opened, identity) as run:
         candidates = _quantized(session, opened, planned, calibration, run)
         text = _samples(session, opened, evaluation, metric)
-        job = MapJob(
-            baseline=str(where(model)),
-            candidates=tuple(str(path) for path in candidates),
-            gauges=tuple(
-                align(opened, Model(path)) if _moves(plan) else None
-                for path, (_, plan) in zip(candidates, planned, strict=True)
-            ),
-            places=tuple(places),
-            rounds=rounds_of(text),
-            computing=replace(session.computing, quiet=True),
-            metric=metric,
-            threads=options.threads,
-            max_memory=options.max_memory,
-            trust_remote_code=options.trust_remote_code,
-        )
+        job = _job(session, opened, where(model), places, planned, candidates, text, metric)
         effort = Effort(share, tuple(parsed.index(format) for format in restored))
         numbers = _measured(session, opened, job, parsed, run, effort, workers)
         numbers |= {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
@@ -115,6 +97,44 @@ def map(
             },
         )
         return finish(run, record, _lines(numbers))
+
+
+def _restored(rescue: Sequence[str] | None, formats: Sequence[Format]) -> list[Format]:
+    """The formats of the other view; the lowest where none is named."""
+    found = [formats[-1]] if rescue is None else [Format.parse(text) for text in rescue]
+    if missing := [str(format) for format in found if format not in formats]:
+        known = ", ".join(map_text(formats))
+        raise InputError(
+            f"--rescue was given {missing[0]}, which is not among the formats {known}; add it to --formats."
+        )
+    return found
+
+
+def _job(
+    session: Session,
+    model: Model,
+    baseline: str,
+    places: Sequence[Place],
+    planned: Sequence[tuple[Recipe, Plan]],
+    candidates: Sequence[Path],
+    text: EvaluationSet,
+    metric: str,
+) -> MapJob:
+    """What every worker is given."""
+    options = session.options
+    pairs = zip(candidates, planned, strict=True)
+    return MapJob(
+        baseline=baseline,
+        candidates=tuple(str(path) for path in candidates),
+        gauges=tuple(align(model, Model(path)) if _moves(plan) else None for path, (_, plan) in pairs),
+        places=tuple(places),
+        rounds=rounds_of(text),
+        computing=replace(session.computing, quiet=True),
+        metric=metric,
+        threads=options.threads,
+        max_memory=options.max_memory,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def map_text(formats: Sequence[Format]) -> list[str]:
