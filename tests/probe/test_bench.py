@@ -56,6 +56,15 @@ def test_rescue_is_the_candidate_with_a_place_restored(pair, tmp_path: Path) -> 
     assert rescued.value == pytest.approx(probe.restore(Swaps(weights=frozenset(names))).value, rel=1e-3)
 
 
+def test_a_mixture_is_the_model_with_those_weights(pair, tmp_path: Path) -> None:
+    baseline, candidate, probe = pair
+    bench = Bench(Suffixes(baseline, COMPUTING), evaluation(baseline, tmp_path))
+    names = [x.name for x in baseline.linears if x.block in (0, 2)][::2]
+    mixed = bench.mixed(lambda index: weights_of(candidate, index, names))
+    assert mixed.total == pytest.approx(probe.damage(Swaps(weights=frozenset(names))).total, rel=1e-2, abs=1e-6)
+    assert not bench.mixed(lambda index: {}).total.any()
+
+
 @pytest.mark.parametrize(("name", "index"), [("model.embed_tokens", -1), ("lm_head", 3)])
 def test_embeddings_and_head_are_places_too(llama: Path, tmp_path: Path, name: str, index: int) -> None:
     baseline = Model(llama)

@@ -47,6 +47,7 @@ class Sequences:
     option: tuple[int, ...]
     answers: tuple[int, ...]
     categories: tuple[str, ...]
+    least: float = 0.5  # the length of the shortest in a batch relative to the longest
 
     @classmethod
     def of(cls, evaluation: EvaluationSet) -> "Sequences":
@@ -77,7 +78,7 @@ class Sequences:
         )
 
     def batches(self) -> list[Batch]:
-        return batches(self.samples, BATCH_TOKENS)
+        return batches(self.samples, BATCH_TOKENS, least=self.least)
 
 
 @dataclass(frozen=True)

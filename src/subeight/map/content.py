@@ -8,7 +8,7 @@ from scipy import stats as scipy_stats
 
 from subeight.evals.loss import Loss
 from subeight.formats import Format
-from subeight.map.course import Course
+from subeight.map.course import Cells, Course
 from subeight.map.estimate import Estimates, Floats
 from subeight.map.ledger import DAMAGE, NOISE, RESCUE, Ledger
 from subeight.map.work import merged, other_dtype
@@ -21,7 +21,8 @@ def map_numbers(ledger: Ledger, course: Course, formats: Sequence[Format]) -> di
     return {
         "places": [place.to_dict(formats) for place in ledger.job.places],
         "cells": [*_cells(ledger, found[DAMAGE], DAMAGE, formats), *_cells(ledger, found[RESCUE], RESCUE, formats)],
-        "whole": {str(format): _whole(ledger, number) for number, format in enumerate(formats)},
+        "whole": {str(format): _lost(ledger, ledger.whole[number]) for number, format in enumerate(formats)},
+        "mixtures": [_mixture(ledger, cells, formats) for cells in ledger.mixtures],
         "samples": [
             {"document": sample.document, "category": sample.category, "tokens": float(count)}
             for sample, count in zip(samples, ledger.counts, strict=True)
@@ -78,8 +79,13 @@ def _cells(ledger: Ledger, found: Sequence[Estimates], view: str, formats: Seque
     return rows
 
 
-def _whole(ledger: Ledger, format: int) -> dict[str, Any]:
-    totals = ledger.whole[format]
+def _mixture(ledger: Ledger, cells: Cells, formats: Sequence[Format]) -> dict[str, Any]:
+    chosen = {ledger.job.places[place].name: str(formats[format]) for place, format in cells}
+    mixed = {place.name: chosen.get(place.name) for place in ledger.job.places}
+    return {"formats": mixed, **_lost(ledger, ledger.mixtures[tuple(cells)])}
+
+
+def _lost(ledger: Ledger, totals: Floats) -> dict[str, Any]:
     loss = Loss.of(totals, ledger.counts, [sample.category for sample in merged(ledger.job.rounds).samples])
     return {"kl": loss.value, "kl_ci": loss.interval().ci, "samples": (totals / ledger.counts).tolist()}
 

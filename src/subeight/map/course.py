@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from subeight.map.estimate import Estimates, Floats, estimate
-from subeight.map.ledger import DAMAGE, FLOOR, NOISE, PRIOR, RESCUE, Ledger
+from subeight.map.ledger import DAMAGE, FLOOR, MIXTURE, NOISE, PRIOR, RESCUE, Ledger
+from subeight.map.prediction import ENOUGH
 from subeight.map.schedule import chosen_cells, combined
-from subeight.map.work import Task
+from subeight.map.work import ALL, Task
+from subeight.probe.bench import sequences_of
 from subeight.sweep import Crew
 from subeight.text import EvaluationSet
 
 _PARTS = (1, 1, 2, 2, 2, 4, 4)  # sixteenths of the text in each round
 _NOISY = 8  # places that are tried with noise instead of rounding errors
+_MIXTURES = 8  # allocations that are measured as wholes
+_MIXING = 0.25  # of the whole work, at most, for these
 
 Cells = Sequence[tuple[int, int]]
 
@@ -59,7 +63,8 @@ class Course:
     ) -> None:
         self._job, self._ledger = ledger.job, ledger
         self._blocks, self._bytes, self._crew, self._effort = blocks, bytes, crew, effort
-        self._tokens = [sum(len(sample.ids) for sample in part.samples) for part in self._job.rounds]
+        # what runs, padding included
+        self._tokens = [sum(b.ids.numel() for b in sequences_of(part).batches()) for part in self._job.rounds]
         self.rounds = 0
         self._spent = 0  # as one process would spend it: what is decided by it is the same for any number of workers
         self._walked: set[tuple[str, int, int]] = set()
@@ -68,13 +73,16 @@ class Course:
     def naive(self) -> int:
         """Token-block forwards of quantizing one place at a time and running all of the text through everything."""
         cells = len(self._job.places) * len(self._job.candidates)
-        return cells * sum(self._tokens) * self._blocks
+        return cells * sum(len(sample.ids) for part in self._job.rounds for sample in part.samples) * self._blocks
+
+    @property
+    def most(self) -> int:
+        """The most that will be spent: the share of the naive way, or what every map needs where that is more."""
+        return max(int(self._effort.share * self.naive), self._least())
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Measures until nothing more matters, the text is read, or the share of the naive way is spent."""
-        every = [(p, f) for p in range(len(self._job.places)) for f in range(len(self._job.candidates))]
-        self._do([Task(PRIOR, 0, 0, ()), *self._whole(), *self._rescue(), Task(FLOOR, 0, 0, (), control=True)], advance)
-        self._do(self._damage(every, 0, control=True), advance)
+        self._do(self._first(), advance)
         self._do(self._noise(), advance)
         self.rounds = 1
         for round in range(1, len(self._job.rounds)):
@@ -83,9 +91,37 @@ class Course:
                 self.rounds = round + 1
                 self._do(self._damage(cells, round), advance)
 
+    @property
+    def mixtures(self) -> int:
+        """How many mixtures are measured; none where a format moved scales, since in each they move otherwise."""
+        affordable = int(self._effort.share * len(self._job.places) * len(self._job.candidates) * _MIXING)
+        moved = any(gauge is not None for gauge in self._job.gauges)
+        return 0 if moved else max(ENOUGH, min(_MIXTURES, affordable))
+
+    def mix(self, mixtures: Sequence[Cells], advance: Callable[[int], None]) -> None:
+        """Measures models with many cells at once, on all of the text."""
+        self._do([Task(MIXTURE, 0, ALL, tuple(sorted(cells))) for cells in mixtures], advance)
+
     def estimates(self, format: int, view: str = DAMAGE) -> Estimates:
         """Of all places in one format."""
         return estimate(self._ledger.totals[view][:, format], self._ledger.counts)
+
+    def _first(self) -> list[Task]:
+        """What every map has: priors, wholes, rescue, controls, and every cell on the first part of the text."""
+        every = [(p, f) for p in range(len(self._job.places)) for f in range(len(self._job.candidates))]
+        around = [Task(PRIOR, 0, ALL, ()), *self._whole(), *self._rescue(), Task(FLOOR, 0, 0, (), control=True)]
+        return [*around, *self._damage(every, 0, control=True)]
+
+    def _least(self) -> int:
+        walked, self._walked = self._walked, set()
+        cost = sum(self._cost(task) for task in self._first()) + self._mixing
+        self._walked = walked
+        return cost + _NOISY * self._blocks * self._tokens[0]
+
+    @property
+    def _mixing(self) -> int:
+        """What all mixtures cost, with the states of the unchanged model that they are measured against."""
+        return (self.mixtures + bool(self.mixtures)) * self._blocks * sum(self._tokens)
 
     def _deserving(self, round: int) -> list[tuple[int, int]]:
         found = [self.estimates(format) for format in range(len(self._job.candidates))]
@@ -93,7 +129,7 @@ class Course:
         relative = np.stack([part.relative for part in found], 1)
         known = combined(measured, relative, np.nan_to_num(self._ledger.prior), *self._bytes)
         walk = self._blocks * self._tokens[round]  # the states in front of every block
-        left = self._effort.share * self.naive - self._spent - walk
+        left = self._effort.share * self.naive - self._spent - walk - self._mixing
         share = self._tokens[round] / sum(self._tokens[round:])
         cost = [self._blocks_behind(place.at) * self._tokens[round] for place in self._job.places]
         return chosen_cells(known, np.isfinite(measured), cost, max(0.0, left * share))
@@ -141,11 +177,12 @@ class Course:
             moved = {format for format, gauge in enumerate(self._job.gauges) if gauge is not None}
             gauges = len(moved) + (len(moved) < len(self._job.gauges))
             return 5 * gauges * sum(self._tokens) * self._blocks
-        tokens = self._tokens[task.round]
+        tokens = sum(self._tokens) if task.round == ALL else self._tokens[task.round]
         walks = {("baseline", -1, task.round)} | ({(task.view, task.format, task.round)} if task.at else set())
         fresh = walks - self._walked
         self._walked |= walks
-        own = (len(task.cells) + task.control) * self._blocks_behind(task.at)
+        variants = 1 if task.view == MIXTURE else len(task.cells) + task.control
+        own = variants * self._blocks_behind(task.at)
         return tokens * (own + len(fresh) * self._blocks)
 
     def _do(self, tasks: Sequence[Task], advance: Callable[[int], None]) -> None:

@@ -92,7 +92,7 @@ def _uniform(found: MapFile, prediction: Prediction, format: str) -> Point:
     formats = uniform(found, format)
     size, bits = _size(found, formats)
     whole = found.whole[format]
-    measured = Expected(prediction.expected(formats).sum, whole.loss, whole.low, whole.high)
+    measured = Expected(prediction.expected(formats).sum, whole.loss, whole.low, whole.high, (whole.low, whole.high))
     return Point(format, bits, size, measured, formats, measured=True)
 
 

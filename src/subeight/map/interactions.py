@@ -1,12 +1,13 @@
 """Which places hurt each other: what two lose together beyond what each loses alone."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from subeight.evals.loss import Loss
 from subeight.evals.stats import Interval
+from subeight.map.mapfile import DAMAGE, MapFile
 from subeight.probe.probe import Probe
 from subeight.probe.swaps import Swaps
 
@@ -60,6 +61,19 @@ def interactions(
         extra = both.minus(alone[a]).minus(alone[b])
         pairs.append(Pair(a, b, (alone[a].value, alone[b].value), both.value, extra.interval(seed)))
     return sorted(pairs, key=lambda pair: -abs(pair.interaction.value))
+
+
+def with_pairs(found: MapFile, pairs: Sequence[Pair], formats: Mapping[str, str | None]) -> MapFile:
+    """The map with half of every real interaction in either cell, as these formats have it; no loss below 0."""
+    cells = dict(found.cells)
+    for pair in pairs:
+        for place in (pair.a, pair.b) if pair.is_real else ():
+            key = (place, str(formats[place]), DAMAGE)
+            shift = pair.interaction.value / 2
+            cell = cells[key]
+            loss, low, high = (max(0.0, value + shift) for value in (cell.loss, cell.low, cell.high))
+            cells[key] = replace(cell, loss=loss, low=low, high=high)
+    return replace(found, cells=cells)
 
 
 def _damage(probe: Probe, linears: Sequence[str]) -> Loss:

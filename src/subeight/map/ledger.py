@@ -12,7 +12,7 @@ from subeight.map.estimate import Floats
 from subeight.map.work import MapJob, Task
 from subeight.records.files import atomic_write
 
-DAMAGE, RESCUE, NOISE, FLOOR, PRIOR = "damage", "rescue", "noise", "floor", "prior"
+DAMAGE, RESCUE, NOISE, FLOOR, PRIOR, MIXTURE = "damage", "rescue", "noise", "floor", "prior", "mixture"
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Ledger:
     """Losses [places, formats, samples] of each view, NaN where nothing was measured; finished tasks lie in `folder`.
 
     `unchanged` are the controls: what the model without any change lost, of a rescue the candidates' own loss
-    [formats, samples].
+    [formats, samples]. `mixtures` have many cells at once: each one's loss by sample.
     """
 
     job: MapJob
@@ -32,6 +32,7 @@ class Ledger:
     floor: list[float] = field(default_factory=list)
     prior: Floats = field(init=False)
     output_error: Floats = field(init=False)
+    mixtures: dict[tuple[tuple[int, int], ...], Floats] = field(default_factory=dict)
     token_blocks: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +74,10 @@ class Ledger:
             for array, rows in ((self.prior, answer["loss"]), (self.output_error, answer["output"])):
                 for place, format, value in rows:
                     array[place, format] = value
+            return
+        if task.view == MIXTURE:
+            self.counts[:] = answer["counts"]
+            self.mixtures[task.cells] = np.asarray(answer["totals"][0])
             return
         at = self.samples_of(task.round)
         self.counts[at] = answer["counts"]

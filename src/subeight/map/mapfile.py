@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ class WholeLoss:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """A model with a format of its own in every place (None: kept), measured."""
+
+    formats: Mapping[str, str | None]
+    whole: WholeLoss
+
+
+@dataclass(frozen=True)
 class MapSample:
     """One sample of the evaluation text."""
 
@@ -84,8 +92,6 @@ class MapSample:
 class MapFile:
     """A finished map. `cells` is looked up by (place, format, view)."""
 
-    path: Path
-    hash: str
     formats: tuple[str, ...]  # the widest first
     by: str
     metric: str
@@ -93,11 +99,14 @@ class MapFile:
     places: tuple[MapPlace, ...]
     cells: Mapping[tuple[str, str, str], Cell]
     whole: Mapping[str, WholeLoss]
+    mixtures: tuple[Mixture, ...]
     samples: tuple[MapSample, ...]
     difficulty: Mapping[str, tuple[float | None, ...]]
-    coordinates: Coordinates
-    subject: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    path: Path = Path()
+    hash: str = ""
+    coordinates: Coordinates = field(default_factory=Coordinates)
+    subject: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def cell(self, place: str, format: str, view: str = DAMAGE) -> Cell | None:
         """What was measured there; None where nothing was."""
@@ -123,7 +132,14 @@ def read_map(path: Path | str) -> MapFile:
     if record.kind != "map":
         raise RecordError(f"{file} is a record of `{record.kind}`, not of a map; give one that `subeight map` wrote.")
     try:
-        found = _parsed(record, path, hashlib.sha256(file.read_bytes()).hexdigest()[:16])
+        found = replace(
+            map_of(record.numbers),
+            path=path,
+            hash=hashlib.sha256(file.read_bytes()).hexdigest()[:16],
+            coordinates=record.coordinates,
+            subject=record.subject,
+            settings=record.settings,
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise RecordError(f"{file} is a damaged map ({what}); {_AGAIN}.") from error
@@ -143,11 +159,9 @@ def _unfinished(directory: Path) -> str:
     return f"{directory} holds {what}, not a map; give a directory or record.json that `subeight map` wrote."
 
 
-def _parsed(record: Record, path: Path, hash: str) -> MapFile:
-    numbers = record.numbers
+def map_of(numbers: Mapping[str, Any]) -> MapFile:
+    """The nouns of a map's numbers, before there is a record of them or from one."""
     return MapFile(
-        path=path,
-        hash=hash,
         formats=tuple(str(name) for name in numbers["formats"]),
         by=str(numbers["by"]),
         metric=str(numbers["metric"]),
@@ -155,13 +169,11 @@ def _parsed(record: Record, path: Path, hash: str) -> MapFile:
         places=tuple(_place(row) for row in numbers["places"]),
         cells={(row["place"], row["format"], row["view"]): _cell(row) for row in numbers["cells"]},
         whole={str(name): _whole(row) for name, row in numbers["whole"].items()},
+        mixtures=tuple(Mixture(dict(row["formats"]), _whole(row)) for row in numbers.get("mixtures", ())),
         samples=tuple(
             MapSample(str(row["document"]), str(row["category"]), float(row["tokens"])) for row in numbers["samples"]
         ),
         difficulty={str(name): tuple(row) for name, row in numbers["difficulty"].items()},
-        coordinates=record.coordinates,
-        subject=record.subject,
-        settings=record.settings,
     )
 
 

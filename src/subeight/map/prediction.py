@@ -1,9 +1,12 @@
 """From the sum of the cells to what the whole model will lose, with an interval.
 
-Single losses do not add up: what the uniform recipes lose as a whole, beside the sum of their cells, says by how much.
-Between these points the logarithms are interpolated; below the smallest the ratio stays (slope 1), above the largest
-the last slope goes on. The interval resamples the evaluation's documents and redraws every cell by its paired error;
-what the interpolation itself does wrong is not in it, so `allocate --verify` measures.
+Single losses do not add up. By how much they miss is read off allocations that the map measured as wholes (a map
+without them has the uniform recipes): logarithms are interpolated between these points, below the smallest the ratio
+stays (slope 1), above the largest the last slope goes on.
+
+Two intervals. On the map's own text: every cell is redrawn by its paired error, in the points and in what is predicted
+alike, and every draw is off by what the points themselves are when each is predicted from the others. On other text of
+the same kind: the documents are resampled too.
 """
 
 from collections.abc import Sequence
@@ -12,27 +15,30 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from subeight.map.mapfile import MapFile
+from subeight.map.mapfile import MapFile, WholeLoss
 
 Floats = npt.NDArray[np.float64]
 Formats = dict[str, str | None]  # the format of every place by its name
+Points = tuple[Floats, Floats]  # sums of cells, and what the wholes lose
 
 DRAWS = 400
 _TINY = 1e-12
+ENOUGH = 3  # mixtures below which the uniform recipes between are points too
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The sum of the cells, and what the whole is expected to lose."""
+    """The sum of the cells, and what the whole is expected to lose, on the map's text and on other text like it."""
 
     sum: float
     loss: float
     low: float
     high: float
+    other: tuple[float, float]
 
     def to_dict(self) -> dict[str, object]:
         """As it stands in a record."""
-        return {"sum": self.sum, "kl": self.loss, "kl_ci": [self.low, self.high]}
+        return {"sum": self.sum, "kl": self.loss, "kl_ci": [self.low, self.high], "kl_other_ci": list(self.other)}
 
 
 class Prediction:
@@ -42,32 +48,79 @@ class Prediction:
         rng = np.random.default_rng(seed)
         self._place = {place.name: number for number, place in enumerate(found.places)}
         self._format = {format: number for number, format in enumerate(found.formats)}
-        self._loss, relative = _cells(found)
-        texts, wholes = _resampled(found, draws, rng)
+        loss, relative = _cells(found)
+        tokens = np.asarray([sample.tokens for sample in found.samples])
+        times = _resampled(found, tokens, draws, rng)
         noise = np.exp(relative[None] * rng.standard_normal((draws, *relative.shape)))
         # the first draw is what was measured; then [draws, places, formats]
-        self._drawn = np.concatenate([self._loss[None], self._loss[None] * noise * texts[:, None, :]])
-        inside = np.asarray([place.inside for place in found.places])
-        sums = np.where(inside[None, :, None], self._drawn, 0.0).sum(1)  # [draws + 1, formats]
-        measured = np.asarray([found.whole[format].loss for format in found.formats])
-        losses = np.concatenate([measured[None], measured[None] * wholes])
-        self._points = [_rising(one, other) for one, other in zip(sums, losses, strict=True)]
+        self._own = np.concatenate([loss[None], loss[None] * noise])
+        texts = np.concatenate([np.ones((1, 1, len(found.formats))), _harder(found, times, tokens)[:, None, :]])
+        self._other = self._own * texts
+        anchors = _anchors(found)
+        cells = [self._at(formats) for formats, _ in anchors]
+        losses = np.asarray([[whole.loss] * (draws + 1) for _, whole in anchors]).reshape(-1, draws + 1)
+        elsewhere = np.asarray([[1.0, *_hardness(whole.samples, times, tokens)] for _, whole in anchors])
+        self._points = _points(self._own, cells, losses)
+        self._other_points = _points(self._other, cells, losses * elsewhere.reshape(losses.shape))
+        missed = left_out(self._points[0])
+        self._missed = np.exp(missed * np.concatenate([[0.0], rng.standard_normal(draws)]))
 
     def expected(self, formats: Formats) -> Expected:
         """What a model with these formats will lose."""
-        at = [(self._place[name], self._format[f]) for name, f in formats.items() if f is not None]
-        if not at:
-            return Expected(0.0, 0.0, 0.0, 0.0)
-        rows, columns = np.asarray(at).T
-        sums = self._drawn[:, rows, columns].sum(1)
-        whole = np.asarray([_interpolated(s, points) for s, points in zip(sums, self._points, strict=True)])
-        low, high = np.quantile(whole[1:], [0.025, 0.975])
-        return Expected(float(sums[0]), float(whole[0]), float(min(low, whole[0])), float(max(high, whole[0])))
+        at = self._at(formats)
+        if at is None:
+            return Expected(0.0, 0.0, 0.0, 0.0, (0.0, 0.0))
+        own, other = (
+            self._missed * [_interpolated(s, p) for s, p in zip(_sums(drawn, at), points, strict=True)]
+            for drawn, points in ((self._own, self._points), (self._other, self._other_points))
+        )
+        (low, high), (least, most) = (_ends(own), _ends(other))
+        return Expected(float(_sums(self._own[:1], at)[0]), float(own[0]), low, high, (least, most))
 
     def sum_for(self, loss: float) -> float:
         """The sum of cells at which the whole is expected to lose this much."""
         sums, losses = self._points[0]
         return _interpolated(loss, (losses, sums))
+
+    def _at(self, formats: Formats) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]] | None:
+        """The cells that are quantized, by number."""
+        found = [(self._place[name], self._format[format]) for name, format in formats.items() if format is not None]
+        if not found:
+            return None
+        rows, columns = np.asarray(found).T
+        return rows, columns
+
+
+def left_out(points: Points) -> float:
+    """How far, in the logarithm, each inner point is from what the others say: the root of the mean square."""
+    sums, losses = points
+    missed = []
+    for at in range(1, len(sums) - 1):
+        others = (np.delete(sums, at), np.delete(losses, at))
+        missed.append(np.log(losses[at] / _interpolated(float(sums[at]), others)))
+    return float(np.sqrt(np.mean(np.square(missed)))) if missed else 0.0
+
+
+def _anchors(found: MapFile) -> list[tuple[Formats, WholeLoss]]:
+    """What was measured as a whole: mixtures between both ends, or where a map has none the uniform recipes."""
+    mixtures = [(dict(mixture.formats), mixture.whole) for mixture in found.mixtures]
+    ends = {found.formats[0], found.formats[-1]} if len(mixtures) >= ENOUGH else set(found.formats)
+    return mixtures + [(uniform(found, format), found.whole[format]) for format in found.formats if format in ends]
+
+
+def _points(drawn: Floats, cells: Sequence[tuple | None], losses: Floats) -> list[Points]:
+    """Of every draw, the sums of the anchors and what they lose."""
+    sums = np.asarray([_sums(drawn, at) if at is not None else np.zeros(len(drawn)) for at in cells])
+    return [_rising(one, other) for one, other in zip(sums.T, losses.T, strict=True)]
+
+
+def _sums(drawn: Floats, at: tuple) -> Floats:
+    return np.asarray(drawn[:, at[0], at[1]].sum(1))
+
+
+def _ends(drawn: Floats) -> tuple[float, float]:
+    low, high = np.quantile(drawn[1:], [0.025, 0.975])
+    return float(min(low, drawn[0])), float(max(high, drawn[0]))
 
 
 def _cells(found: MapFile) -> tuple[Floats, Floats]:
@@ -78,27 +131,31 @@ def _cells(found: MapFile) -> tuple[Floats, Floats]:
     return np.asarray(loss), np.asarray(relative)
 
 
-def _resampled(found: MapFile, draws: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """By how much harder each draw of documents is [draws, formats]: for single cells, and for whole models."""
+def _resampled(found: MapFile, tokens: Floats, draws: int, rng: np.random.Generator) -> Floats:
+    """The tokens of every sample in each draw of documents [draws, samples]."""
     names = {name: number for number, name in enumerate(dict.fromkeys(s.document for s in found.samples))}
-    one = np.ones((draws, len(found.formats)))
     if len(names) < 2:
-        return one, one
+        return np.tile(tokens, (draws, 1))
     document = np.asarray([names[sample.document] for sample in found.samples])
-    tokens = np.asarray([sample.tokens for sample in found.samples])
-    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)[:, document] * tokens
-    weight = np.maximum(times.sum(1), _TINY)
-    cells, wholes = one.copy(), one.copy()
-    for number, format in enumerate(found.formats):
-        hard = np.asarray([1.0 if q is None else q for q in found.difficulty[format]])
-        seen = np.asarray(found.whole[format].samples)
-        cells[:, number] = times @ hard / weight / max(float(tokens @ hard / tokens.sum()), _TINY)
-        if len(seen) == len(tokens):
-            wholes[:, number] = times @ seen / weight / max(float(tokens @ seen / tokens.sum()), _TINY)
-    return np.maximum(cells, _TINY), np.maximum(wholes, _TINY)
+    return rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)[:, document] * tokens
 
 
-def _rising(sums: Floats, losses: Floats) -> tuple[Floats, Floats]:
+def _harder(found: MapFile, times: Floats, tokens: Floats) -> Floats:
+    """By how much harder each draw of documents is for single cells [draws, formats]."""
+    rows = [[1.0 if q is None else q for q in found.difficulty[format]] for format in found.formats]
+    return np.stack([_hardness(row, times, tokens) for row in rows], 1)
+
+
+def _hardness(losses: Sequence[float], times: Floats, tokens: Floats) -> Floats:
+    """The mean of losses per token in each draw, relative to that of all documents [draws]."""
+    if len(losses) != times.shape[1]:
+        return np.ones(len(times))
+    hard = np.asarray(losses)
+    usual = max(float(tokens @ hard / tokens.sum()), _TINY)
+    return np.maximum(times @ hard / np.maximum(times.sum(1), _TINY) / usual, _TINY)
+
+
+def _rising(sums: Floats, losses: Floats) -> Points:
     """The points with a positive sum and loss, the smallest first, losses made rising."""
     good = (sums > _TINY) & (losses > _TINY)
     order = np.argsort(sums[good], kind="stable")
@@ -107,7 +164,7 @@ def _rising(sums: Floats, losses: Floats) -> tuple[Floats, Floats]:
     return first[keep], second[keep]
 
 
-def _interpolated(value: float, points: tuple[Floats, Floats]) -> float:
+def _interpolated(value: float, points: Points) -> float:
     """The other coordinate on the line through the points, in logarithms."""
     first, second = points
     if value <= 0:

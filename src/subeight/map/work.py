@@ -19,15 +19,18 @@ from subeight.probe.bench import Bench, Suffixes, Variant
 from subeight.probe.pairs import aligned_block
 from subeight.text import EvaluationSet
 
+ALL = -1  # in place of a round: the text of all of them
+
 
 @dataclass(frozen=True)
 class Task:
     """Cells (place, format) of one block on one round's samples; without cells, only the control.
 
     `view` is `damage`, quantized alone in the baseline; `rescue`, restored in the candidate of `format`; `noise`, as
-    damage with random errors of the same size; or `floor`, the baseline in the other precision. `prior` measures
-    nothing and expects, on the text of all rounds. `control` adds the model without any change to the packed batch: its
-    loss is 0, or in a rescue the candidate's own. Cells of one damage task are all in the gauge of `format`.
+    damage with random errors of the same size; or `floor`, the baseline in the other precision. On the text of all
+    rounds (`round` is ALL), `prior` measures nothing and expects, and `mixture` has all cells at once. `control` adds
+    the model without any change to the packed batch: its loss is 0, or in a rescue the candidate's own. Cells of one
+    damage task are all in the gauge of `format`.
     """
 
     view: str
@@ -73,8 +76,11 @@ class MapJob:
             return state.prior()
         bench = state.bench(task)
         before = bench.cost.token_blocks
-        unchanged: list[Variant] = [{}] if task.control else []
-        losses = bench.measure(task.at, [*unchanged, *state.variants(task)])
+        if task.view == "mixture":
+            losses = [bench.mixed(partial(state.mixture, task.cells))]
+        else:
+            unchanged: list[Variant] = [{}] if task.control else []
+            losses = bench.measure(task.at, [*unchanged, *state.variants(task)])
         return {
             "totals": [loss.total.tolist() for loss in losses],
             "counts": losses[0].count.tolist(),
@@ -87,7 +93,7 @@ class State:
 
     def __init__(self, job: MapJob) -> None:
         self._job = job
-        self._round = -1
+        self._round: int = ALL - 1  # none yet
         self._benches: dict[tuple[str, int], Bench] = {}
         self._suffixes: dict[tuple[str, int], Suffixes] = {}
 
@@ -103,7 +109,7 @@ class State:
         """Where the task's variants are measured; only one round's states are kept."""
         if task.round != self._round:
             self._round, self._benches = task.round, {}
-        if task.view in ("damage", "noise"):
+        if task.view in ("damage", "noise", "mixture"):
             return self._bench("damage", -1 if self._job.gauges[task.format] is None else task.format, None)
         # the rest still loses against the exact baseline itself, not against it in the candidate's gauge
         return self._bench(task.view, task.format, self._bench("damage", -1, None))
@@ -111,7 +117,7 @@ class State:
     def _bench(self, view: str, number: int, against: Bench | None) -> Bench:
         key = (view, number)
         if key not in self._benches:
-            samples = self._job.rounds[self._round]
+            samples = merged(self._job.rounds) if self._round == ALL else self._job.rounds[self._round]
             self._benches[key] = Bench(self._suffix(view, number), samples, metric=self._job.metric, against=against)
         return self._benches[key]
 
@@ -159,13 +165,22 @@ class State:
             found.append({name: (rounded[name] - weight).float() for name, weight in exact.items()})
         return found
 
+    def mixture(self, cells: Sequence[tuple[int, int]], index: int) -> Variant:
+        """The rounded weights of one block where every place has its own format."""
+        mine = [(place, format) for place, format in cells if self._job.places[place].at == index]
+        return {
+            name: weight
+            for format, places in _by_format(mine).items()
+            for weights in weights_at(
+                self.candidates[format], [self._job.places[place] for place in places], self._job.computing
+            )
+            for name, weight in weights.items()
+        }
+
     def variants(self, task: Task) -> list[Variant]:
         """The other weights of each cell."""
-        by_format: dict[int, list[int]] = {}
-        for place, format in task.cells:
-            by_format.setdefault(format, []).append(place)
         found: dict[tuple[int, int], Variant] = {}
-        for format, places in by_format.items():
+        for format, places in _by_format(task.cells).items():
             listed = [self._job.places[place] for place in places]
             gauge, computing = self._job.gauges[format], self._job.computing
             if task.view == "rescue":
@@ -190,6 +205,13 @@ def weights_at(
         shell = Suffixes(model, computing, gauge=gauge).shell
         weights = {name: shell.parameter(f"{name}.weight") for place in places for name in place.names}
     return [{name: weights[name] for name in place.names} for place in places]
+
+
+def _by_format(cells: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for place, format in cells:
+        found.setdefault(format, []).append(place)
+    return found
 
 
 def merged(rounds: Sequence[EvaluationSet]) -> EvaluationSet:

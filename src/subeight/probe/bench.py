@@ -6,8 +6,8 @@ through the suffix in one packed batch, and so does the model without any change
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from subeight.text import EvaluationSet
 
 Variant = Mapping[str, Tensor]  # other weights [out, in] by the linear's name
 
+_ALIKE = 0.9  # lengths in a batch, the shortest over the longest
 _PACKED = 8192  # tokens that go through a block at once
 
 
@@ -68,6 +69,11 @@ class Suffixes:
         return shell
 
 
+def sequences_of(samples: EvaluationSet) -> Sequences:
+    """The samples as a bench runs them: hardly padded, since variants fill a batch anyway."""
+    return replace(Sequences.of(samples), least=_ALIKE)
+
+
 @dataclass
 class Cost:
     """What was computed: runs of one block over one token."""
@@ -89,7 +95,7 @@ class Bench:
         self.metric = metric
         self.cost = Cost()
         self._evaluation = samples
-        self.sequences = Sequences.of(samples)
+        self.sequences = sequences_of(samples)
         self.batches = self.sequences.batches()
         self._against = against or self
         self._trail: list[list[Tensor]] = []  # the states in front of every block: [block][batch]
@@ -107,6 +113,16 @@ class Bench:
         size = max(1, _PACKED // max(batch.ids.numel() for batch in self.batches))
         packs = [variants[start : start + size] for start in range(0, len(variants), size)]
         return [loss for pack in packs for loss in self._measure(index, pack)]
+
+    def mixed(self, weights_of: Callable[[int], Variant]) -> Loss:
+        """The loss of a model with other weights in every block; `weights_of` gives them block by block."""
+        shell = self.suffixes.shell
+        states = [shell.embed(batch.ids) for batch in self.batches]
+        for index in range(self._end):
+            with computing_with(self.suffixes[index], weights_of(index)) as block:
+                states = [self._advanced(block, state, index) for state in states]
+        hidden = [[self._final(shell, state, number)] for number, state in enumerate(states)]
+        return self._losses(hidden, [self.suffixes.head])[0]
 
     @property
     def _end(self) -> int:

@@ -19,24 +19,26 @@ class Batch:
     index: tuple[int, ...]
 
 
-def batches(samples: Sequence[Sample], max_tokens: int, pad: int = 0) -> list[Batch]:
-    """All samples, longest first, at most `max_tokens` cells a batch; a longer sample is a batch alone."""
+def batches(samples: Sequence[Sample], max_tokens: int, pad: int = 0, least: float = 0.5) -> list[Batch]:
+    """All samples, longest first, at most `max_tokens` cells a batch; a longer sample is a batch alone.
+
+    No sample is shorter than `least` of the longest in its batch: below one half, padding costs more than a batch.
+    """
     if max_tokens < 1:
         raise TextError(f"batches of {max_tokens} tokens hold nothing: give at least 1")
     order = sorted(range(len(samples)), key=lambda index: (-len(samples[index].ids), index))
     packs: list[list[int]] = []
     for index in order:
-        if packs and _fits(samples, packs[-1], index, max_tokens):
+        if packs and _fits(samples, packs[-1], index, max_tokens, least):
             packs[-1].append(index)
         else:
             packs.append([index])
     return [_batch(samples, pack, pad) for pack in packs]
 
 
-def _fits(samples: Sequence[Sample], pack: list[int], index: int, max_tokens: int) -> bool:
+def _fits(samples: Sequence[Sample], pack: list[int], index: int, max_tokens: int, least: float) -> bool:
     width = len(samples[pack[0]].ids)
-    # beyond one half, padding would cost more than another batch does
-    return (len(pack) + 1) * width <= max_tokens and 2 * len(samples[index].ids) >= width
+    return (len(pack) + 1) * width <= max_tokens and len(samples[index].ids) >= least * width
 
 
 def _batch(samples: Sequence[Sample], pack: list[int], pad: int) -> Batch:

@@ -23,7 +23,7 @@ from subeight.text import Calibration
 from subeight.verbs.evaluate import evaluate_numbers, evaluation_settings
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
-from subeight.verbs.planning import calibration_of, planned, predicted
+from subeight.verbs.planning import calibration_of, planned, predicted, target_of
 from subeight.verbs.quantize import (
     coordinates_of,
     keep_plan,
@@ -90,7 +90,7 @@ def _entry(session: Session, model: Model, name: str, shared: bool) -> Entry:
             f"The recipe {name} is called {recipe.name!r}, which cannot name a directory; use letters, digits, '.', "
             "'_' and '-'."
         )
-    target = "compressed-tensors" if all("transformers" in site.runs_in for site in plan.quantized) else "dense"
+    target = target_of(plan)
     exporter_for(target).require(plan.sites)
     calibration = calibration_of(session, model, recipe, plan)
     forecast = predicted(model, recipe, plan, session, dense=target == "dense")

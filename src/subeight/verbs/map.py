@@ -16,22 +16,25 @@ from subeight.evals.scoring import ask
 from subeight.export import exporter_for
 from subeight.formats import Format
 from subeight.map.content import map_numbers
-from subeight.map.course import Course, Effort, rounds_of
+from subeight.map.course import Cells, Course, Effort, rounds_of
 from subeight.map.ledger import Ledger
+from subeight.map.mapfile import map_of
+from subeight.map.mixtures import mixtures_of
 from subeight.map.places import Place, places_of
+from subeight.map.prediction import Formats
 from subeight.map.work import MapJob
 from subeight.models.align import align
 from subeight.models.model import Model
 from subeight.models.precision import compute_dtype
 from subeight.recipes import Plan, Recipe, load_recipe
 from subeight.recipes.recipe import Rule
-from subeight.records import Coordinates, Run
+from subeight.records import Coordinates, Run, human_bytes
 from subeight.records.progress import progress
 from subeight.sweep import Where, hire
 from subeight.text import Calibration, EvaluationSet
 from subeight.verbs.evaluate import evaluation_settings
 from subeight.verbs.options import Options
-from subeight.verbs.planning import calibration_of, planned_recipe
+from subeight.verbs.planning import calibration_of, checkpoint_bytes, planned_recipe, predicted, target_of
 from subeight.verbs.quantize import keep_plan, loop_settings, require_full_precision
 from subeight.verbs.session import Result, Session, calibration_settings, finish, where
 
@@ -70,6 +73,8 @@ def map(
     planned = [_planned(opened, load_recipe(recipe), format, places, session.options) for format in parsed]
     calibration = calibration_of(session, opened, *planned[0])
     evaluation = session.evaluation(opened)
+    if options.dry_run:
+        return _dry(session, opened, places, planned, evaluation, share)
     point = _point(session, opened, planned, calibration, evaluation)
     identity = {
         "coordinates": point.model_dump(),
@@ -78,14 +83,14 @@ def map(
         "share": share,
         "rescue": map_text(restored),
     }
-    with session.run(opened, identity) as run:
+    with session.run(opened, identity, _candidate_bytes(planned)) as run:
         candidates = _quantized(session, opened, planned, calibration, run)
         text = _samples(session, opened, evaluation, metric)
         job = _job(session, opened, where(model), places, planned, candidates, text, metric)
         effort = Effort(share, tuple(parsed.index(format) for format in restored))
-        numbers = _measured(session, opened, job, parsed, run, effort, workers)
-        numbers |= {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
-        numbers["methods"] = [use.plain() for use in planned[0][0].methods]
+        asked = {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
+        asked["methods"] = [use.plain() for use in planned[0][0].methods]
+        numbers = _measured(session, opened, job, parsed, run, effort, workers, asked)
         record = session.record(
             point,
             numbers,
@@ -188,6 +193,33 @@ def _point(
     )
 
 
+def _dry(
+    session: Session,
+    model: Model,
+    places: Sequence[Place],
+    planned: Sequence[tuple[Recipe, Plan]],
+    evaluation: EvaluationSet,
+    share: float,
+) -> Result:
+    """What the map will take, nothing written; the record has no baseline, whose hash would read every weight."""
+    cells, disk = len(places) * len(planned), _candidate_bytes(planned)
+    runs = share * cells * evaluation.tokens * len(model.skeleton.blocks)
+    quantize = sum(predicted(model, recipe, plan, session)["seconds"] for recipe, plan in planned)
+    numbers = {"predicted": {"cells": cells, "block_runs": round(runs), "disk_bytes": disk, "seconds": quantize}}
+    lines = (
+        f"{len(places)} places in {len(planned)} formats: {cells:,} cells on {evaluation.tokens:,} tokens, about "
+        f"{runs / _THOUSAND:,.0f} thousand block runs of a token ({share:.0%} of the naive way's).",
+        f"Before that the model is quantized in every format: about {quantize:,.0f} s, {human_bytes(disk)} of disk.",
+    )
+    coordinates = Coordinates(stack=session.stack.hash)
+    return Result(session.record(coordinates, numbers, subject={"model": model.label}), lines=lines)
+
+
+def _candidate_bytes(planned: Sequence[tuple[Recipe, Plan]]) -> int:
+    """What the model in every format takes on disk."""
+    return sum(checkpoint_bytes(plan, dense=target_of(plan) == "dense") for _, plan in planned)
+
+
 def _quantized(
     session: Session,
     model: Model,
@@ -199,10 +231,9 @@ def _quantized(
     jobs = []
     for recipe, plan in planned:
         directory = run.directory / "candidates" / recipe.name
-        target = "compressed-tensors" if all("transformers" in site.runs_in for site in plan.quantized) else "dense"
         Run.create(directory, "quantize", {"plan": plan.fingerprint, "calibration": calibration and calibration.hash})
         keep_plan(directory, recipe, plan)
-        jobs.append(Job(plan, directory, exporter_for(target)))
+        jobs.append(Job(plan, directory, exporter_for(target_of(plan))))
     settings = replace(loop_settings(session), dtype=compute_dtype("auto", session.device))
     run_loop(model, jobs, None if calibration is None else calibration.ids, settings)
     return [job.directory for job in jobs]
@@ -230,19 +261,30 @@ def _measured(
     run: Run,
     effort: Effort,
     workers: Where | None,
+    asked: dict[str, Any],
 ) -> dict[str, Any]:
+    """The numbers of the record: `asked`, and all that was measured."""
     bytes = np.asarray([[place.bits(format) * place.weights / 8 for format in formats] for place in job.places])
     kept = np.asarray([float(place.weights * place.linears[0].dtype.itemsize) for place in job.places])
     ledger = Ledger(job, run.directory / ".cells")
     with hire(job, workers) as crew:
         course = Course(ledger, len(model.skeleton.blocks), (bytes, kept), crew, effort)
-        most = effort.share * course.naive / _THOUSAND
-        with progress(most, f"Mapping {model.label}", "thousand block runs", quiet=session.options.quiet) as advance:
+        with progress(
+            course.most / _THOUSAND, f"Mapping {model.label}", "thousand block runs", quiet=session.options.quiet
+        ) as advance:
             course.run(lambda count: advance(count / _THOUSAND))
-        numbers = map_numbers(ledger, course, formats)
+            known = map_of({**asked, **map_numbers(ledger, course, formats)})
+            mixtures = [_cells(mixture, job.places, known.formats) for mixture in mixtures_of(known, course.mixtures)]
+            course.mix(mixtures, lambda count: advance(count / _THOUSAND))
+        numbers = {**asked, **map_numbers(ledger, course, formats)}
         used = {"cpu_seconds": sum(crew.cpu_seconds.values()), "workers": len(crew.cpu_seconds), "deaths": crew.deaths}
     numbers["cost"] |= used
     return numbers
+
+
+def _cells(mixture: Formats, places: Sequence[Place], formats: Sequence[str]) -> Cells:
+    """What a mixture quantizes, by number."""
+    return [(at, formats.index(format)) for at, place in enumerate(places) if (format := mixture[place.name])]
 
 
 def _lines(numbers: dict[str, Any]) -> tuple[str, ...]:

@@ -55,6 +55,11 @@ def calibration_of(session: Session, model: Model, recipe: Recipe, plan: Plan) -
     return calibrate(spec, model.tokenizer())
 
 
+def target_of(plan: Plan) -> str:
+    """What a plan's checkpoint is stored as: compressed-tensors where transformers runs every format of it."""
+    return "compressed-tensors" if all("transformers" in site.runs_in for site in plan.quantized) else "dense"
+
+
 def checkpoint_bytes(plan: Plan, *, dense: bool) -> int:
     """What the checkpoint of a plan takes on disk; a dense one is as large as its baseline."""
     listed = [site for site in plan.sites if site.linear.kind != "tied"]

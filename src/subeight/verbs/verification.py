@@ -1,7 +1,11 @@
-"""An allocation put to the test: quantized by its recipe, measured on the map's own text and on text it did not see."""
+"""An allocation put to the test: quantized by its recipe, measured on the map's own text and on text it did not see.
 
-from collections.abc import Mapping
-from dataclasses import replace
+The pairs of its worst places are measured too; where some interact, it is decided again with half of each interaction
+in either cell, quantized and measured again, and the better of both stays.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from subeight.engine.job import Job
@@ -11,18 +15,17 @@ from subeight.evals.loss import Loss
 from subeight.evals.passes import context_length
 from subeight.evals.scoring import ANSWER_TOKENS, Question, ask, measure
 from subeight.export import exporter_for
-from subeight.map.interactions import interactions
+from subeight.map.decision import Decision
+from subeight.map.interactions import Pair, interactions, with_pairs
 from subeight.map.mapfile import MapFile
-from subeight.map.prediction import Expected
 from subeight.models.align import align
 from subeight.models.model import Model
 from subeight.models.precision import compute_dtype
 from subeight.probe.probe import Probe
-from subeight.recipes import Plan, Recipe
 from subeight.records import Run, fingerprint
 from subeight.records.progress import progress
 from subeight.text import EvaluationSet, evaluate_set
-from subeight.verbs.planning import calibration_of
+from subeight.verbs.planning import calibration_of, planned_recipe, target_of
 from subeight.verbs.quantize import keep_plan, loop_settings
 from subeight.verbs.session import Session
 
@@ -30,60 +33,78 @@ _HELD_OUT = "builtin"
 _PAIRED = 6  # places whose pairs are measured
 
 
-def verification(
-    session: Session,
-    model: Model,
-    found: MapFile,
-    recipe: Recipe,
-    plan: Plan,
-    expected: Expected,
-    formats: Mapping[str, str | None],
-    run: Run,
-) -> dict[str, Any]:
-    """The numbers of `verified`; the checkpoint stays in the run, under `checkpoint`.
+@dataclass(frozen=True)
+class _Tested:
+    """A decision, its checkpoint, and what that lost on the map's text."""
+
+    decision: Decision
+    directory: Path
+    candidate: Model
+    loss: Loss
+
+
+def verification(session: Session, model: Model, decision: Decision, run: Run) -> tuple[Decision, dict[str, Any]]:
+    """The decision that stays, and the numbers of `verified`; the checkpoints stay in the run.
 
     Raises:
         RecordError: the map's evaluation text cannot be made again.
     """
+    found, seed = decision.found, session.options.seed
     evaluation = _same_text(session, model, found)
     heldout = _other_text(session, model, found)
-    target = "compressed-tensors" if all("transformers" in site.runs_in for site in plan.quantized) else "dense"
-    exporter = exporter_for(target)
+    question = ask(model, evaluation, session.computing, session.cache)
+    tested = _tested(session, question, decision, run, "checkpoint")
+    pairs = _pairs(session, question, tested)
+    corrected = None
+    again = replace(decision, found=with_pairs(found, pairs, decision.formats))
+    if changes := decision.changes(again):
+        before, other = tested, _tested(session, question, again, run, "checkpoint-corrected")
+        taken = other.loss.value < before.loss.value
+        tested = other if taken else before
+        said = {"kl": before.loss.value, "kl_ci": before.loss.interval(seed).ci}
+        corrected = {**_said(other.loss, seed), "before": said, "changes": changes, "taken": taken}
+    expected, loss = tested.decision.expected, tested.loss
+    numbers = {
+        **_said(loss, seed),
+        "within": expected.low <= loss.value <= expected.high,
+        "ratio": loss.value / expected.loss if expected.loss else None,
+        "additivity": loss.value / expected.sum if expected.sum else None,
+        "heldout": _held(session, model, tested, heldout),
+        "pairs": [pair.to_dict() for pair in pairs],
+        "corrected": corrected,
+        "checkpoint": str(tested.directory),
+    }
+    return tested.decision, numbers
+
+
+def _tested(session: Session, question: Question, decision: Decision, run: Run, name: str) -> _Tested:
+    """Quantizes by the decision's recipe, and measures."""
+    model = question.baseline
+    recipe, plan = planned_recipe(model, decision.recipe, session.options, engine=decision.engine)
+    exporter = exporter_for(target_of(plan))
     exporter.require(plan.sites)
     calibration = calibration_of(session, model, recipe, plan)
-    directory = run.directory / "checkpoint"
+    directory = run.directory / name
     Run.create(directory, "quantize", {"plan": plan.fingerprint, "calibration": calibration and calibration.hash})
     keep_plan(directory, recipe, plan)
     settings = replace(loop_settings(session), dtype=compute_dtype("auto", session.device))
-    ids = None if calibration is None else calibration.ids
-    run_loop(model, [Job(plan, directory, exporter)], ids, settings)
+    run_loop(model, [Job(plan, directory, exporter)], None if calibration is None else calibration.ids, settings)
     candidate = session.model(str(directory))
-    question = ask(model, evaluation, session.computing, session.cache)
-    loss = measure(question, candidate, found.metric)
-    return {
-        **_said(loss, session.options.seed),
-        "within": expected.low <= loss.value <= expected.high,
-        "ratio": loss.value / expected.loss if expected.loss else None,
-        "heldout": _held(session, model, candidate, heldout, found.metric),
-        "pairs": _pairs(session, question, candidate, found, formats),
-        "corrected": None,
-        "checkpoint": str(directory),
-    }
+    return _Tested(decision, directory, candidate, measure(question, candidate, decision.found.metric))
 
 
-def _pairs(
-    session: Session, question: Question, candidate: Model, found: MapFile, formats: Mapping[str, str | None]
-) -> list[dict[str, Any]]:
+def _pairs(session: Session, question: Question, tested: _Tested) -> list[Pair]:
     """How the places that lose most hurt each other, two by two, as the allocation stores them."""
+    found, formats = tested.decision.found, tested.decision.formats
     known = [(place, found.cell(place.name, format)) for place in found.places if (format := formats[place.name])]
     inside = [(place, cell) for place, cell in known if place.inside and cell is not None]
     worst = sorted(inside, key=lambda item: (-item[1].loss, item[0].name))[:_PAIRED]
     if len(worst) < 2:
         return []
-    gauge = align(question.baseline, candidate)
+    gauge = align(question.baseline, tested.candidate)
     probe = Probe(
         question.baseline,
-        candidate,
+        tested.candidate,
         gauge,
         question,
         session.computing,
@@ -93,16 +114,17 @@ def _pairs(
     groups = [(place.name, place.linears) for place, _ in worst]
     count = len(groups) * (len(groups) + 1) // 2
     with progress(count, "Measuring pairs", "swaps", quiet=session.options.quiet) as advance:
-        return [pair.to_dict() for pair in interactions(probe, groups, session.options.seed, advance)]
+        return interactions(probe, groups, session.options.seed, advance)
 
 
-def _held(
-    session: Session, model: Model, candidate: Model, evaluation: EvaluationSet | None, metric: str
-) -> dict[str, Any] | None:
+def _held(session: Session, model: Model, tested: _Tested, evaluation: EvaluationSet | None) -> dict[str, Any] | None:
+    metric = tested.decision.found.metric
     if evaluation is None or metric == "choices":  # the packaged text has no choices
         return None
-    loss = measure(ask(model, evaluation, session.computing, session.cache), candidate, metric)
-    return {**_said(loss, session.options.seed), "source": _HELD_OUT, "tokens": evaluation.tokens}
+    loss = measure(ask(model, evaluation, session.computing, session.cache), tested.candidate, metric)
+    low, high = tested.decision.expected.other
+    said = {**_said(loss, session.options.seed), "within": low <= loss.value <= high}
+    return {**said, "source": _HELD_OUT, "tokens": evaluation.tokens}
 
 
 def _said(loss: Loss, seed: int) -> dict[str, Any]:

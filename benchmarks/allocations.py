@@ -1,0 +1,199 @@
+"""Mixed precision of smollm2 by its map, against uniform recipes, heuristics and other tools' choices at the same size.
+
+    python -m benchmarks.allocations --out DIR [--threads 2] [--peers DIR]
+
+One map with GPTQ's codes (`subeight map --recipe gptq-int4`). Every rival is made of these same codes, only which place
+gets which format differs, so what is compared is the allocation. All are measured on the map's own text, for the
+intervals, and on text that neither map nor calibration saw, for the comparison. `--peers` holds the choices that
+`peers/bits_autoscheme.py` and `peers/bits_modelopt.py` wrote. Killed, it goes on.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from benchmarks.common import WIKITEXT_TEST, write_result
+
+import subeight
+from subeight.evals.loss import Loss
+from subeight.evals.passes import Computing
+from subeight.evals.stats import paired_ratio
+from subeight.map.budget import parse_budget
+from subeight.map.decision import Decision
+from subeight.map.ledger import MIXTURE, Ledger
+from subeight.map.mapfile import MapFile, read_map
+from subeight.map.places import places_of
+from subeight.map.prediction import Formats, uniform
+from subeight.map.work import ALL, MapJob, Task
+from subeight.models.model import Model
+from subeight.sweep import hire
+from subeight.text import EvaluationSet, evaluate_set
+
+TOKENS, WINDOW, HELD_OUT, HELD_WINDOW = 4096, 128, 8192, 512
+FORMATS = ("int8", "int4", "int3", "int2")
+COMPARED = (2.5, 3.0, 3.5, 4.0)
+BUDGETS = (2.4, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.5, 5.5)
+OWN, OTHER = "map", "held out"
+
+
+def main() -> None:
+    """Maps, decides, measures everything once on both texts, and writes one result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peers", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    options = subeight.Options(
+        out=arguments.out / "map", eval_tokens=TOKENS, eval_window=WINDOW, threads=arguments.threads
+    )
+    seconds = subeight.map("smollm2", FORMATS, recipe="gptq-int4", rescue=(), options=options).record.seconds
+    found = read_map(arguments.out / "map")
+    decisions = {bits: Decision(found, parse_budget(f"{bits} bits")) for bits in BUDGETS}
+    recipes = {f"{bits} bits": decision.formats for bits, decision in decisions.items()}
+    recipes |= {f"uniform {format}": uniform(found, format) for format in found.formats}
+    recipes |= {name: formats for bits in COMPARED for name, formats in heuristics(found, bits)}
+    recipes |= dict(peers(found, arguments.peers))
+    measured = {text: losses(arguments, found, recipes, text) for text in (OWN, OTHER)}
+    numbers = {
+        "predicted": [row(decisions[bits], measured) for bits in BUDGETS],
+        "compared": [against(found, bits, recipes, measured[OTHER]) for bits in COMPARED],
+        "all": {name: facts(found, formats, measured, name) for name, formats in recipes.items()},
+        "map_seconds": seconds,
+    }
+    write_result("allocations", numbers, threads=arguments.threads, own_tokens=TOKENS, heldout_tokens=HELD_OUT)
+
+
+def bits_of(found: MapFile, formats: Formats) -> float:
+    """Stored bits per weight of the blocks."""
+    inside = [place for place in found.places if place.inside]
+    return 8 * sum(place.bytes(formats[place.name]) for place in inside) / sum(place.weights for place in inside)
+
+
+def heuristics(found: MapFile, bits: float) -> Iterator[tuple[str, Formats]]:
+    """The widest uniform recipe that fits, and as much one format wider as fits too: from both ends, or down_proj."""
+    order = found.formats
+    at = next(n for n, format in enumerate(order) if bits_of(found, uniform(found, format)) <= bits)
+    blocks = max(place.block for place in found.places if place.block is not None) + 1
+    ends = sorted((p for p in found.places if p.inside), key=lambda p: min(p.block, blocks - 1 - p.block))
+    down = sorted(ends, key=lambda place: not place.name.endswith("down_proj"))
+    for name, listed in (("ends wider", ends), ("down_proj wider", down)):
+        formats = uniform(found, order[at])
+        for place in listed:
+            wider = {**formats, place.name: order[at - 1]}
+            if bits_of(found, wider) <= bits:
+                formats = wider
+        yield f"{name}, {bits} bits", formats
+
+
+def peers(found: MapFile, folder: Path | None) -> Iterator[tuple[str, Formats]]:
+    """What other tools chose, linear by linear; a group whose linears differ is refused."""
+    for path in sorted(folder.glob("*.json")) if folder else ():
+        content = json.loads(path.read_text())
+        widths = {format.split(":")[0]: format for format in found.formats}
+        formats: Formats = {}
+        for place in found.places:
+            asked = {widths[content["formats"][name]] for name in place.linears} if place.inside else {None}
+            if len(asked) > 1:
+                raise SystemExit(f"{path}: {place.name} has several formats {sorted(asked)}")
+            formats[place.name] = asked.pop()
+        yield f"{content['peer']}, {content['asked_bits']} bits", formats
+
+
+def losses(arguments: argparse.Namespace, found: MapFile, recipes: dict[str, Formats], text: str) -> dict[str, Loss]:
+    """What every recipe loses on a text; what was measured in an earlier run is read."""
+    model = Model("smollm2")
+    candidates = [arguments.out / "map" / "candidates" / f"map-{f}".replace(":", "-") for f in found.formats]
+    samples = text_of(model, text)
+    job = MapJob(
+        baseline="smollm2",
+        candidates=tuple(str(path) for path in candidates),
+        gauges=(None,) * len(candidates),
+        places=tuple(places_of(model)),
+        rounds=(samples,),
+        computing=Computing(torch.float32, torch.device("cpu"), quiet=True),
+        threads=arguments.threads,
+    )
+    numbers = {name: at for at, name in enumerate(place.name for place in job.places)}
+    cells = {
+        name: tuple(sorted((numbers[place], found.formats.index(f)) for place, f in formats.items() if f))
+        for name, formats in recipes.items()
+    }
+    ledger = Ledger(job, arguments.out / text.replace(" ", "-"))
+    tasks = [Task(MIXTURE, 0, ALL, mixed) for mixed in dict.fromkeys(cells.values())]
+    with hire(job) as crew:
+        left = ledger.recall(tasks)
+        crew.run(left, lambda number, answer: ledger.note(left[number], answer))
+    categories = [sample.category for sample in samples.samples]
+    return {name: Loss.of(ledger.mixtures[mixed], ledger.counts, categories) for name, mixed in cells.items()}
+
+
+def text_of(model: Model, text: str) -> EvaluationSet:
+    """The map's own text, or the first tokens of the raw wikitext-2 test."""
+    source, window, tokens = ("builtin", WINDOW, TOKENS) if text == OWN else (str(WIKITEXT_TEST), HELD_WINDOW, HELD_OUT)
+    found = evaluate_set(source, model.tokenizer(), window=window, tokens=tokens)
+    plain = tuple(replace(s, choices=None, answer=None) for s in found.samples if s.count and not s.needs_answer)
+    return replace(found, samples=plain)
+
+
+def facts(found: MapFile, formats: Formats, measured: dict[str, dict[str, Loss]], name: str) -> dict:
+    """A recipe's size and losses."""
+    return {
+        "bits_per_weight": bits_of(found, formats),
+        **{text: {"kl": losses[name].value, "kl_ci": losses[name].interval().ci} for text, losses in measured.items()},
+    }
+
+
+def row(decision: Decision, measured: dict[str, dict[str, Loss]]) -> dict:
+    """Expected and measured, side by side."""
+    expected = decision.expected
+    own, other = (measured[text][decision.budget.text].value for text in (OWN, OTHER))
+    return {
+        "budget": decision.budget.text,
+        "bits_per_weight": decision.made.inside[1],
+        "expected": expected.to_dict(),
+        "half_width": (expected.high - expected.low) / 2 / expected.loss,
+        "kl": own,
+        "within": expected.low <= own <= expected.high,
+        "additivity": own / expected.sum,
+        "held_out": other,
+        "held_out_within": expected.other[0] <= other <= expected.other[1],
+    }
+
+
+def against(found: MapFile, bits: float, recipes: dict[str, Formats], measured: dict[str, Loss]) -> dict:
+    """One budget on held-out text: the uniform neighbours interpolated, and the ratio to every rival of this size."""
+    mine = measured[f"{bits} bits"]
+    size = bits_of(found, recipes[f"{bits} bits"])
+    known = sorted((bits_of(found, recipes[f"uniform {f}"]), measured[f"uniform {f}"].value) for f in found.formats)
+    between = float(np.exp(np.interp(size, [x for x, _ in known], [math.log(y) for _, y in known])))
+    rivals = [name for name in recipes if name.endswith(f", {bits} bits")]
+    return {
+        "budget": bits,
+        "bits_per_weight": size,
+        "kl": mine.value,
+        "uniform_interpolated": between,
+        "ratio": mine.value / between,
+        "rivals": {
+            name: {
+                "bits_per_weight": bits_of(found, recipes[name]),
+                "kl": measured[name].value,
+                "ratio": _ratio(mine, measured[name]),
+            }
+            for name in rivals
+        },
+    }
+
+
+def _ratio(mine: Loss, other: Loss) -> dict:
+    found = paired_ratio(mine.total, other.total, np.arange(len(mine.total)), seed=0)
+    return {"value": found.value, "ci": found.ci}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""AutoScheme (AutoRound): which of int2, int3, int4 and int8 each linear of the blocks gets under a budget of bits.
+
+ENV/bin/python bits_autoscheme.py MODEL_DIR OUT.json --bits 2.5 [--calibration IDS.pt]
+
+The budget counts one 16-bit scale per group of 64. AutoScheme would add a zero point even to symmetric groups, so it is
+told to leave scales out (`ignore_scale_zp_bits`) and gets the budget without them, which is the same constraint.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from auto_round import AutoRound, AutoScheme
+from auto_round.calib_dataset import register_dataset
+from auto_round.schemes import QuantizationScheme
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from foreign import load, rows
+
+# it keeps scores by the name of their rows, so those of others could come back
+scores = tempfile.TemporaryDirectory()
+os.environ["AR_AUTO_SCHEME_CACHE"] = scores.name
+
+WIDTHS, GROUP = (2, 3, 4, 8), 64
+SCALE = 16 / GROUP
+
+parser = argparse.ArgumentParser()
+parser.add_argument("model", type=Path)
+parser.add_argument("out", type=Path)
+parser.add_argument("--bits", type=float, required=True)
+parser.add_argument("--calibration", type=Path)
+given = parser.parse_args()
+torch.set_num_threads(1)
+ids = torch.load(given.calibration) if given.calibration else rows(given.model, 16, 256)  # [rows, length]
+
+
+@register_dataset("rows")
+def calibration_rows(**_: object) -> Dataset:
+    """The rows as they are, by a name: it takes no tensors here, and would tokenize a file of text again."""
+    return Dataset.from_dict({"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()})
+
+
+model = load(given.model)
+layers = model.model.layers.named_modules(prefix="model.layers")
+sizes = {name: module.weight.numel() for name, module in layers if isinstance(module, torch.nn.Linear)}
+calibration = {"dataset": "rows", "nsamples": len(ids), "seqlen": ids.shape[1], "batch_size": 4, "device_map": "cpu"}
+scheme = AutoScheme(
+    avg_bits=given.bits - SCALE,
+    options=[QuantizationScheme(bits=b, group_size=GROUP, sym=True, data_type="int", act_bits=16) for b in WIDTHS],
+    ignore_scale_zp_bits=True,
+    **calibration,
+)
+rounding = AutoRound(
+    model,
+    tokenizer=AutoTokenizer.from_pretrained(given.model),
+    scheme=scheme,
+    enable_torch_compile=False,
+    **calibration,
+)
+began = time.perf_counter()
+rounding.post_init()  # the choice alone; `quantize` would go on to round
+seconds = time.perf_counter() - began
+chosen = {name: rounding.layer_config[name]["bits"] for name in sizes}
+report = {
+    "peer": "autoscheme",
+    "version": version("auto-round"),
+    "asked_bits": given.bits,
+    "bits_per_weight": sum(sizes[name] * bits for name, bits in chosen.items()) / sum(sizes.values()) + SCALE,
+    "seconds": seconds,
+    "formats": {name: f"int{bits}" for name, bits in chosen.items()},
+}
+given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
