@@ -1,12 +1,14 @@
 """From sums to wholes: through the uniform points, rising, with an interval that covers what it says."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from subeight.map.mapfile import read_map
-from subeight.map.prediction import Prediction, uniform
-from tests.map.records import ADDITIVITY, BITS, loss_of, numbers, places, read, write
+from subeight.map.mapfile import MapFile, read_map
+from subeight.map.prediction import Prediction, left_out, uniform
+from tests.map.records import ADDITIVITY, BITS, SAMPLES, loss_of, numbers, places, read, write
 
 
 def test_uniform_recipes_are_predicted_as_measured(tmp_path: Path) -> None:
@@ -76,3 +78,56 @@ def test_a_difficulty_that_nothing_saw_is_ordinary(tmp_path: Path) -> None:
     content["difficulty"]["int2:g64:sym"][3] = None
     found = read_map(write(tmp_path, content))
     assert Prediction(found).expected(uniform(found, "int2:g64:sym")).high > 0
+
+
+def with_mixtures(folder: Path, factors: tuple[float, ...]) -> MapFile:
+    """A map with mixtures between int2 and int4, each losing its sum of cells times a factor."""
+    rows = places()
+    content = numbers(rows)
+    inside = [row for row in rows if row["block"] is not None]
+    content["mixtures"] = []
+    for number, factor in enumerate(factors, 1):
+        narrow = {row["name"] for row in inside[: number * len(inside) // (len(factors) + 1)]}
+        formats = {row["name"]: "int2:g64:sym" if row["name"] in narrow else "int4:g64:sym" for row in inside}
+        loss = factor * sum(loss_of(row, formats[row["name"]]) for row in inside)
+        kept = {row["name"]: None for row in rows if row["block"] is None}
+        content["mixtures"].append(
+            {"formats": formats | kept, "kl": loss, "kl_ci": [0.9 * loss, 1.1 * loss], "samples": [loss] * SAMPLES}
+        )
+    return read_map(write(folder, content))
+
+
+def test_mixtures_say_how_the_sums_of_mixtures_add_up(tmp_path: Path) -> None:
+    found = with_mixtures(tmp_path, (1.1, 1.2, 1.3))
+    prediction = Prediction(found)
+    for mixture in found.mixtures:
+        expected = prediction.expected(dict(mixture.formats))
+        assert expected.loss == pytest.approx(mixture.whole.loss) and expected.low < expected.loss < expected.high
+    between = dict(found.mixtures[1].formats)
+    between[next(name for name, format in between.items() if format == "int4:g64:sym")] = "int2:g64:sym"
+    expected = prediction.expected(between)
+    assert 1.2 < expected.loss / expected.sum < 1.3  # and not the 1.5 of the uniform recipes between
+
+
+def test_the_less_sums_tell_the_wider_the_interval(tmp_path: Path) -> None:
+    regular, scattered = (
+        with_mixtures(tmp_path / str(number), factors)
+        for number, factors in enumerate([(1.2, 1.2, 1.2, 1.2), (1.0, 1.6, 1.0, 1.6)])
+    )
+    formats = dict(regular.mixtures[1].formats)
+    a, b = (Prediction(found).expected(formats) for found in (regular, scattered))
+    assert math.log(b.high / b.low) > 2 * math.log(a.high / a.low)
+
+
+def test_other_text_is_less_certain(tmp_path: Path) -> None:
+    found = with_mixtures(tmp_path, (1.1, 1.2, 1.3))
+    expected = Prediction(found).expected(uniform(found, "int2:g64:sym"))
+    low, high = expected.other
+    assert low < expected.low and high > expected.high
+
+
+def test_a_point_left_out_is_missed_by_what_it_is_off() -> None:
+    straight = (np.array([1.0, 2.0, 4.0, 8.0]), np.array([1.0, 2.0, 4.0, 8.0]))
+    assert left_out(straight) == pytest.approx(0.0)
+    bent = (np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0 * 1.5, 4.0]))
+    assert left_out(bent) == pytest.approx(math.log(1.5))

@@ -111,15 +111,17 @@ def allocated(verified=True, **changes):
         for format, b in FORMATS.items()
     ]  # fmt: skip
     rivals.append({"name": "heuristic", "bits_per_weight": 3.5, "bytes": 46e6, "kl": 0.16, "measured": False})
+    whole_of = {"name": "measured by the map", "bits_per_weight": 3.1, "bytes": 41e6, "kl": 0.11, "measured": True}
     numbers = {
         "map": {"path": "runs/map", "hash": "abc"}, "budget": {"text": "3.5 bits", "kind": "bits", "value": 3.5},
         "engine": "vllm", "pins": [f"{WORST}=int8:g64:sym"], "forbids": [f"*.{BREAKOUT}=int2:g64:sym"],
         "choices": choices, "bits_per_weight": 3.49, "bytes": 46.4e6,
         "predicted": {"sum": 0.051, "kl": 0.0623, "kl_ci": [0.0538, 0.0714], "additivity": 1.22},
-        "front": line, "rivals": rivals, "price_of_pins": {f"{WORST}=int8:g64:sym": 0.0021},
+        "front": line, "measured": [whole_of], "rivals": rivals,
+        "price_of_pins": [{"pin": f"{WORST}=int8:g64:sym", "price": 0.0021}],
         "verified": {
             "kl": 0.0655, "kl_ci": [0.0601, 0.0712], "within": True, "ratio": 1.05,
-            "heldout": {"kl": 0.0702, "kl_ci": [0.0612, 0.08]}, "corrected": None,
+            "heldout": {"kl": 0.0702, "kl_ci": [0.0612, 0.08], "within": True}, "additivity": 1.28, "corrected": None,
             "pairs": [{"a": WORST, "b": BREAKOUT, "interaction": -0.0042},
                       {"a": "x", "b": "y", "alone": [0.02, 0.03], "together": 0.061, "interaction": 0.011,
                        "interaction_ci": [0.008, 0.014], "real": True}],

@@ -9,7 +9,7 @@ import pytest
 
 from subeight.records import Coordinates, Record
 from subeight.report import allocation_figures, build, render
-from subeight.report.allocation import KEPT, allocation, asked
+from subeight.report.allocation import KEPT, allocation
 from subeight.report.sections import allocate as chapter
 
 from . import map_fixtures as fixtures
@@ -94,11 +94,12 @@ def test_experts_of_one_block_that_differ_are_called_several():
 def test_the_front_has_its_rivals_the_chosen_and_the_measured():
     traces = {trace.name: trace for trace in allocation_figures.front(allocation(ALLOCATED), "KL").data}
     assert list(traces) == [
-        "its 95 % interval", "the best at each size", "uniform", "heuristic", "chosen, expected", "measured",
-        "on held-out text",
+        "its 95 % interval", "the best at each size", "measured by the map", "uniform", "heuristic",
+        "chosen, expected", "measured", "on held-out text",
     ]  # fmt: skip
     assert list(traces["uniform"].marker.symbol) == ["square"] * 4
     assert list(traces["heuristic"].marker.symbol) == ["triangle-up-open"] and traces["heuristic"].y == (0.16,)
+    assert traces["measured by the map"].y == (0.11,)
     assert (traces["measured"].x, traces["measured"].y) == ((3.49,), (0.0655,))
     assert traces["measured"].error_y.array == (pytest.approx(0.0057),)
 
@@ -117,29 +118,34 @@ def test_a_measurement_outside_of_what_was_expected_is_said():
     text = text_of(changed(verified=verified))
     assert "Measured on the whole model: 0.200, outside of the expected interval" in text
     assert re.search(r"within the expected interval\s*no", text)
+    assert re.search(r"held-out text within its interval\s*yes", text)
+    assert re.search(r"whole over sum, measured\s*1.28", text)
     text = text_of(fixtures.allocated(verified=False))
     assert "It was not verified." in text and "--verify does that" in text and "The pairs that interact" not in text
 
 
+def corrected(taken):
+    before = {"kl": 0.07, "kl_ci": [0.06, 0.08]}
+    changes = [{"place": WORST, "from": "int4:g64:sym", "to": "int3:g64:sym"}]
+    return {"kl": 0.06, "kl_ci": [0.05, 0.07], "before": before, "changes": changes, "taken": taken}
+
+
 @pytest.mark.parametrize(
-    ("corrected", "said"),
-    [({"kl": 0.06, "kl_ci": [0.05, 0.07]}, "the loss is 0.0600 (0.0500 to 0.0700)"), (0.06, "the loss is 0.0600"),
-     (False, "did not help"), ("As it `was`.", "As it was."), (None, "−0.0042")],
+    ("correction", "said"),
+    [(corrected(True), "1 place would change: measured 0.0600 (0.0500 to 0.0700) instead of 0.0700 (0.0600 to 0.0800);"
+                       " this is the recipe."),
+     (corrected(False), "the first allocation stays the recipe"), (None, "−0.0042")],
 )  # fmt: skip
-def test_pairs_and_their_correction(corrected, said):
-    text = text_of(changed(verified=ALLOCATED.numbers["verified"] | {"corrected": corrected}))
+def test_pairs_and_their_correction(correction, said):
+    text = text_of(changed(verified=ALLOCATED.numbers["verified"] | {"corrected": correction}))
     pairs = text.split("The pairs that interact")[2]
     assert "0.0200 and 0.0300" in pairs and "0.0610" in pairs and "0.0080 to 0.0140" in pairs
     assert said in pairs and pairs.index("0.0110") < pairs.index("−0.0042")
 
 
-def test_pins_and_their_price_in_any_form():
-    assert asked({"a.*": "int4", "b": None}) == ["a.*=int4", "b=kept"]
-    assert asked([["a", "int4"], {"match": "b", "format": "int2"}, "c=keep", ""]) == ["a=int4", "b=int2", "c=keep"]
-    for prices in ({f"{WORST}=int8:g64:sym": 0.0021}, [{"pin": f"{WORST}=int8:g64:sym", "price": 0.0021}],
-                   [{"glob": WORST, "format": "int8:g64:sym", "kl": 0.0021}]):  # fmt: skip
-        table = text_of(changed(price_of_pins=prices)).split("The price of pins")[2]
-        assert re.search(rf"{re.escape(WORST)}=int8:g64:sym\s*pinned\s*0.00210", table)
+def test_pins_and_their_price():
+    table = text_of(ALLOCATED).split("The price of pins")[2]
+    assert re.search(rf"{re.escape(WORST)}=int8:g64:sym\s*pinned\s*0.00210", table)
     assert "The price of pins" not in text_of(changed(pins=[], forbids=None, price_of_pins=None))
 
 

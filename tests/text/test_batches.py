@@ -36,3 +36,9 @@ def test_equal_lengths_go_together_and_far_ones_apart():
 def test_no_room():
     with pytest.raises(TextError, match="hold nothing"):
         batches([sample(4)], 0)
+
+
+def test_no_sample_is_shorter_than_the_least_share_of_the_longest() -> None:
+    made = batches([sample(10), sample(9), sample(8), sample(3)], max_tokens=1000, least=0.9)
+    assert [batch.lengths.tolist() for batch in made] == [[10, 9], [8], [3]]
+    assert [batch.lengths.tolist() for batch in batches([sample(10), sample(5), sample(4)], 1000)] == [[10, 5], [4]]

@@ -1,6 +1,8 @@
 """`allocate` on a tiny model with a hand-made map: the recipe, the record, what it refuses, and the verification."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from subeight.recipes import load_recipe, resolve
 from subeight.records import Coordinates, Run
 from subeight.verbs.allocate import allocate
 from subeight.verbs.options import Options
+from subeight.verbs.quantize import quantize
 from subeight.verbs.session import Session
 from tests.map import records
 from tests.verbs.small import save_llama
@@ -176,3 +179,31 @@ def test_a_text_that_changed_cannot_verify(house, tmp_path: Path) -> None:
     folder = hand_made(tmp_path / "map", house, coordinates=point)
     with pytest.raises(InputError, match="cannot be made again"):
         allocate(str(folder), "5 bits", verify=True, options=options(tmp_path / "out"))
+
+
+def test_a_dry_run_decides_and_writes_nothing(mapped: Path, tmp_path: Path) -> None:
+    result = allocate(str(mapped), "5 bits", options=replace(options(tmp_path / "out"), dry_run=True))
+    assert result.numbers["choices"] and result.directory is None and not (tmp_path / "out").exists()
+    assert "expected loss" in result.lines[0]
+
+
+def test_a_recipe_for_vllm_has_one_scheme_per_fused_set_and_loads_in_plain_transformers(
+    house, mapped: Path, tmp_path: Path
+) -> None:
+    allocate(str(mapped), "5 bits", engine="vllm", options=options(tmp_path / "out"))
+    recipe = str(tmp_path / "out" / "recipe.yaml")
+    made = quantize(str(house.base), recipe, engine="vllm", options=house.options(out=tmp_path / "made"))
+    parity = made.numbers["parity"]  # of the checkpoint in a process that has only transformers
+    assert 0 <= parity["max_abs"] < parity["bound"] and parity["tokens"] > 0
+    config = json.loads((tmp_path / "made" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "compressed-tensors"
+    schemes = {
+        target: (group["weights"]["num_bits"], group["weights"]["group_size"])
+        for group in config["config_groups"].values()
+        for target in group["targets"]
+    }
+    assert len(set(schemes.values())) > 1
+    for block in range(2):
+        root = f"model.layers.{block}"
+        for fused in ([f"{root}.self_attn.{x}_proj" for x in "qkv"], [f"{root}.mlp.{x}_proj" for x in ("gate", "up")]):
+            assert len({schemes.get(name) for name in fused}) == 1

@@ -11,7 +11,7 @@ from subeight.map.allocation import Allocation, worth
 from subeight.map.budget import Budget
 from subeight.map.choices import Unit, Wish
 from subeight.map.explain import Explainer
-from subeight.map.front import front, rivals
+from subeight.map.front import front, measured, rivals
 from subeight.map.mapfile import MapFile
 from subeight.map.prediction import Expected, Formats, Prediction
 from subeight.map.spend import decidable, spent
@@ -83,6 +83,7 @@ class Decision:
             "bytes_stored": sum(site.bytes for site in plan.sites if site.linear.kind != "tied"),
             "predicted": {**expected.to_dict(), "additivity": expected.loss / expected.sum if expected.sum else None},
             "front": [point.to_dict() for point in front(self.units, self.prediction)],
+            "measured": [point.to_dict() for point in measured(self.found, self.prediction)],
             "rivals": [point.to_dict() for point in rivals(self.found, self.prediction, self.made.inside[1])],
             "price_of_pins": self._prices(),
         }

@@ -13,7 +13,7 @@ import numpy as np
 
 from subeight.map.allocation import Allocation, least_cost, within_cost
 from subeight.map.choices import Unit
-from subeight.map.mapfile import MapFile
+from subeight.map.mapfile import MapFile, WholeLoss
 from subeight.map.prediction import Expected, Formats, Prediction, uniform
 
 POINTS = 60
@@ -62,9 +62,16 @@ def point_of(name: str, made: Allocation, prediction: Prediction) -> Point:
     return Point(name, bits, size, prediction.expected(made.formats()), made.formats())
 
 
+def measured(found: MapFile, prediction: Prediction) -> list[Point]:
+    """The allocations that the map measured as wholes."""
+    return [_measured("measured by the map", found, prediction, dict(m.formats), m.whole) for m in found.mixtures]
+
+
 def rivals(found: MapFile, prediction: Prediction, bits: float) -> list[Point]:
     """The uniform recipes as they were measured, and the heuristic at this size where one fits."""
-    points = [_uniform(found, prediction, format) for format in found.formats]
+    points = [
+        _measured(format, found, prediction, uniform(found, format), found.whole[format]) for format in found.formats
+    ]
     heuristic = _heuristic(found, prediction, bits)
     return [*points, heuristic] if heuristic is not None else points
 
@@ -88,12 +95,10 @@ def _size(found: MapFile, formats: Formats) -> tuple[float, float]:
     return size, 8 * size / found.weights
 
 
-def _uniform(found: MapFile, prediction: Prediction, format: str) -> Point:
-    formats = uniform(found, format)
+def _measured(name: str, found: MapFile, prediction: Prediction, formats: Formats, whole: WholeLoss) -> Point:
     size, bits = _size(found, formats)
-    whole = found.whole[format]
-    measured = Expected(prediction.expected(formats).sum, whole.loss, whole.low, whole.high, (whole.low, whole.high))
-    return Point(format, bits, size, measured, formats, measured=True)
+    loss = Expected(prediction.expected(formats).sum, whole.loss, whole.low, whole.high, (whole.low, whole.high))
+    return Point(name, bits, size, loss, formats, measured=True)
 
 
 def _heuristic(found: MapFile, prediction: Prediction, bits: float) -> Point | None:

@@ -15,8 +15,6 @@ from subeight.report.facts import Measure, mapping, mappings, measure, number, t
 from subeight.report.places import Spot, spots_of
 
 KEPT = "kept"
-_NAMES = ("pin", "forbid", "rule", "glob", "match", "what", "name", "place")
-_PRICES = ("price", "kl", "loss", "cost", "difference", "delta")
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,11 @@ class Verified:
     loss: Measure
     heldout: Measure
     within: bool | None
+    heldout_within: bool | None
     ratio: float | None
+    additivity: float | None
     pairs: tuple[Pair, ...]
-    corrected: Any
+    corrected: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Allocation:
     predicted: Measure
     additivity: float | None
     front: tuple[Point, ...]
+    measured: tuple[Point, ...]
     rivals: tuple[Point, ...]
     prices: tuple[tuple[str, float | None], ...]
     verified: Verified | None
@@ -140,8 +141,8 @@ def allocation(record: Record) -> Allocation:
     return Allocation(
         budget=text(budget.get("text")) or text(budget.get("value")),
         engine=text(numbers.get("engine")),
-        pins=tuple(asked(numbers.get("pins"))),
-        forbids=tuple(asked(numbers.get("forbids"))),
+        pins=_texts(numbers.get("pins")),
+        forbids=_texts(numbers.get("forbids")),
         choices=tuple(_choice(item, spots) for item in choices),
         bits=number(numbers.get("bits_per_weight")),
         bytes=number(numbers.get("bytes")),
@@ -149,29 +150,19 @@ def allocation(record: Record) -> Allocation:
         predicted=_or_sum(predicted),
         additivity=number(predicted.get("additivity")),
         front=tuple(_point(item) for item in mappings(numbers.get("front"))),
+        measured=tuple(_point(item) for item in mappings(numbers.get("measured"))),
         rivals=tuple(_point(item) for item in mappings(numbers.get("rivals"))),
-        prices=tuple(_prices(numbers.get("price_of_pins"))),
+        prices=tuple(
+            (text(row.get("pin")) or text(row.get("forbid")), number(row.get("price")))
+            for row in mappings(numbers.get("price_of_pins"))
+        ),
         verified=_verified(mapping(numbers.get("verified"))),
         recipe=text(numbers.get("recipe")),
     )
 
 
-def asked(value: Any) -> list[str]:
-    """Pins or forbiddings as the user wrote them, `GLOB=FORMAT`, however the record holds them."""
-    if isinstance(value, Mapping):
-        return [f"{text(glob)}={text(format, KEPT)}" for glob, format in value.items()]
-    if not isinstance(value, list):
-        return []
-    found = []
-    for item in value:
-        parts = item.values() if isinstance(item, Mapping) else item if isinstance(item, list) else [item]
-        found.append("=".join(text(part, KEPT) for part in parts))
-    return [line for line in found if line]
-
-
 def _choice(item: Mapping[str, Any], spots: Mapping[str, Spot]) -> Choice:
     wider = mapping(item.get("next"))
-    doubts = item.get("doubts")
     return Choice(
         spots[text(item.get("place"))],
         text(item.get("format")) or KEPT,
@@ -182,7 +173,7 @@ def _choice(item: Mapping[str, Any], spots: Mapping[str, Spot]) -> Choice:
         number(wider.get("price")),
         number(wider.get("gain")),
         text(item.get("reason")),
-        tuple(text(doubt) for doubt in doubts if doubt) if isinstance(doubts, list) else (),
+        _texts(item.get("doubts")),
     )
 
 
@@ -209,36 +200,29 @@ def _or_sum(item: Mapping[str, Any]) -> Measure:
     return found if found.value is not None else Measure(number(item.get("sum")))
 
 
-def _prices(value: Any) -> list[tuple[str, float | None]]:
-    if isinstance(value, Mapping):
-        return [(text(name), _price(price)) for name, price in value.items()]
-    found = []
-    for item in mappings(value):
-        name = next((text(item[key]) for key in _NAMES if item.get(key)), "?")
-        format = text(item.get("format"))
-        found.append((f"{name}={format}" if format and "=" not in name else name, _price(item)))
-    return found
-
-
-def _price(value: Any) -> float | None:
-    if isinstance(value, Mapping):
-        return next((found for key in _PRICES if (found := number(value.get(key))) is not None), None)
-    return number(value)
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(text(item) for item in value if item) if isinstance(value, list) else ()
 
 
 def _verified(item: Mapping[str, Any]) -> Verified | None:
     if not item:
         return None
     pairs = [_pair(pair) for pair in mappings(item.get("pairs"))]
-    within = item.get("within")
+    heldout = mapping(item.get("heldout"))
     return Verified(
         measure(item, "kl"),
-        measure(mapping(item.get("heldout")), "kl"),
-        within if isinstance(within, bool) else None,
+        measure(heldout, "kl"),
+        _said(item.get("within")),
+        _said(heldout.get("within")),
         number(item.get("ratio")),
+        number(item.get("additivity")),
         tuple(sorted(pairs, key=lambda pair: -abs(pair.interaction.value or 0))),
-        item.get("corrected"),
+        mapping(item.get("corrected")),
     )
+
+
+def _said(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
 
 
 def _pair(item: Mapping[str, Any]) -> Pair:

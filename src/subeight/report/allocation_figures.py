@@ -67,9 +67,12 @@ def front(found: Allocation, axis: str, height: int = 460) -> go.Figure:
     """Expected loss against size: the best at every size, uniform and heuristic recipes, the chosen, the measured."""
     best = [point for point in found.front if point.bits is not None and (point.loss.value or 0) > 0]
     best = sorted(best, key=lambda point: point.bits or 0)
-    rivals = [point for point in found.rivals if point.bits is not None and point.loss.value is not None]
+    rivals, wholes = (
+        [point for point in points if point.bits is not None and point.loss.value is not None]
+        for points in (found.rivals, found.measured)
+    )
     marks = _marks(found)
-    measures = [*(point.loss for point in [*best, *rivals]), *(mark[1] for mark in marks)]
+    measures = [*(point.loss for point in [*best, *rivals, *wholes]), *(mark[1] for mark in marks)]
     floor = floor_of(measures)
     figure = go.Figure(layout=layout(height))
     if best:
@@ -82,6 +85,17 @@ def front(found: Allocation, axis: str, height: int = 460) -> go.Figure:
             marker={"size": 4},
             name="the best at each size",
             hovertext=[_point_words(point) for point in best],
+            hoverinfo="text",
+        )
+    if wholes:
+        figure.add_scatter(
+            x=[point.bits for point in wholes],
+            y=[max(point.loss.value or 0, floor) for point in wholes],
+            error_y=log_errors([point.loss for point in wholes], floor, PALETTE[2]),
+            mode="markers",
+            marker={"size": 8, "color": PALETTE[2], "symbol": "circle"},
+            name="measured by the map",
+            hovertext=[_point_words(point) for point in wholes],
             hoverinfo="text",
         )
     _rivals(figure, rivals, floor)

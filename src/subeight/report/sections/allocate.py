@@ -1,12 +1,13 @@
 """`allocate`: which format each place got and why, the front among its rivals, what was expected and what came."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from subeight.records import Record
 from subeight.report import allocation_figures, diagnosis_figures, facts, scores, words
 from subeight.report.allocation import Allocation, Choice, Verified, allocation
 from subeight.report.diagnosis import METRICS, Group
-from subeight.report.facts import Measure, mapping, number, text
+from subeight.report.facts import Measure, mapping, mappings, text
 from subeight.report.markup import Column, Html, Node, bullets, code, folded, join, pairs, paragraph, prose, table, tag
 from subeight.report.section import Picture, Section, Tile
 
@@ -202,8 +203,16 @@ def _verdict(seen: Verified) -> list[tuple[Node, Node]]:
     if seen.ratio is not None:
         rows.append(("measured over expected", words.significant(seen.ratio)))
     if seen.within is not None:
-        rows.append(("within the expected interval", "yes" if seen.within else tag("b", "no", class_="warn")))
+        rows.append(("within the expected interval", _yes(seen.within)))
+    if seen.heldout_within is not None:
+        rows.append(("held-out text within its interval", _yes(seen.heldout_within)))
+    if seen.additivity is not None:
+        rows.append(("whole over sum, measured", words.significant(seen.additivity)))
     return rows
+
+
+def _yes(value: bool) -> Node:
+    return "yes" if value else tag("b", "no", class_="warn")
 
 
 def _pins(found: Allocation, of: str) -> list[Section]:
@@ -242,15 +251,16 @@ def _interactions(found: Allocation, of: str) -> list[Section]:
     return [Section(f"The pairs that interact{of}", content)]
 
 
-def _corrected(value: object) -> str:
-    loss = facts.measure(value, "kl") if isinstance(value, Mapping) else Measure(number(value))
-    if loss.value is not None:
-        return f"Allocated again with them in the sum and measured, the loss is {_loss(loss)}."
-    if isinstance(value, bool):
-        return (
-            "The allocation was corrected with them." if value else "Correcting the allocation with them did not help."
-        )
-    return value if isinstance(value, str) else text(mapping(value).get("sentence"))
+def _corrected(row: Mapping[str, Any]) -> str:
+    loss, before = facts.measure(row, "kl"), facts.measure(mapping(row.get("before")), "kl")
+    if loss.value is None or before.value is None:
+        return ""
+    changes = mappings(row.get("changes"))
+    kept = "this is the recipe" if row.get("taken") else "the first allocation stays the recipe"
+    return (
+        f"Allocated again with half of each real interaction in either cell, {words.count(len(changes), 'place')}"
+        f" would change: measured {_loss(loss)} instead of {_loss(before)}; {kept}."
+    )
 
 
 def _name(choice: Choice) -> Html:
