@@ -1,20 +1,20 @@
-"""The main job on the embedded model: inspect it, quantize it by several methods at 4 and 3 bits, measure each; then
-break a 3-bit one on purpose and find out why it got worse.
+"""The main job on the embedded model: inspect it, quantize it by several methods at 4 and 3 bits, measure each; break a
+3-bit one on purpose and find out why it got worse; map which layers need the bits, and spend a budget by the map.
 
     python examples/demo.py --out demo
 
-Demo settings (16 calibration sequences of 512 tokens, 4,096 evaluation tokens, 1,024 to diagnose): they show the way,
-they are no results.
+Demo settings (16 calibration sequences of 512 tokens, 4,096 evaluation tokens, 1,024 to diagnose, 512 to map): they
+show the way, they are no results.
 """
 
 import argparse
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +26,7 @@ from subeight.models.smollm2 import unpacked
 NOTE = "demo settings: 16 calibration sequences of 512 tokens, 4,096 evaluation tokens; never quote these as results"
 BROKEN = "model.layers.0.self_attn.o_proj"  # whose scales the demo makes wrong
 DIAGNOSED_TOKENS = 1024
+MAPPED, MAPPED_TOKENS, MAPPED_WINDOW, BUDGET = ("int4", "int3", "int2"), 512, 64, "3.25 bits"
 RECIPES = ("rtn-int4", "awq-int4", "gptq-int4", "rtn-int3", "awq-int3", "gptq-int3")
 
 
@@ -54,38 +55,57 @@ def main() -> None:
     quieten()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    recipes = _demo_recipes(out / "recipes")
     clock = Clock(out / "timing.json")
-    command = ("subeight", *sys.argv[1:])
     with clock.stage("unpack the embedded model"):
         unpacked()
     with clock.stage("inspect its outliers"):
-        looked = subeight.inspect(
-            "smollm2",
-            options=subeight.Options(out=out / "inspect", note=NOTE, command=("subeight", "inspect", "smollm2")),
-        )
-        for line in looked.lines:
-            words(f"  {line}")
+        _say(subeight.inspect("smollm2", options=_options(out / "inspect", "inspect", "smollm2")))
     with clock.stage("quantize and measure"):
-        options = subeight.Options(out=out / "compare", eval_tokens=4096, note=NOTE, command=command)
-        result = subeight.compare("smollm2", recipes, shared=True, options=options)
-        words(comparison_table(result.numbers["rows"]))
-        words(result.numbers["why"])
-    with clock.stage("write the best"):
-        best = min(result.numbers["rows"], key=lambda row: row["kl"])
-        shutil.copytree(best["checkpoint"], out / "best")
-        words(f"{best['recipe']} in {out / 'best'}: AutoModelForCausalLM.from_pretrained('{out / 'best'}') loads it")
+        checkpoints = _compared(out)
     with clock.stage("break a 3-bit model, and find out why it got worse"):
-        healthy = next(Path(row["checkpoint"]) for row in result.numbers["rows"] if row["recipe"] == "gptq-int3")
-        broken = _broken(healthy, out / "broken")
-        asked = ("subeight", "diagnose", str(broken))
-        options = subeight.Options(out=out / "diagnose", eval_tokens=DIAGNOSED_TOKENS, note=NOTE, command=asked)
-        found = subeight.diagnose(str(broken), options=options)
-        for line in found.lines:
-            words(f"  {line}")
-    runs = [str(out / name) for name in ("diagnose", "inspect", "compare")]
+        broken = _broken(Path(checkpoints["gptq-int3"]), out / "broken")
+        options = _options(out / "diagnose", "diagnose", str(broken), eval_tokens=DIAGNOSED_TOKENS)
+        _say(subeight.diagnose(str(broken), options=options))
+    with clock.stage(f"map which layers need the bits, and spend {BUDGET} by it"):
+        _allocated(out)
+    runs = [str(out / name) for name in ("diagnose", "allocate", "map", "inspect", "compare")]
     page = subeight.report(runs, out=out / "report.html")
     words(f"\nreport {page}, stage times {out / 'timing.json'}")
+
+
+def _options(out: Path, *command: str, **more: Any) -> subeight.Options:
+    return subeight.Options(out=out, note=NOTE, command=("subeight", *command), **more)
+
+
+def _say(result: subeight.Result) -> None:
+    for line in result.lines:
+        words(f"  {line}")
+
+
+def _compared(out: Path) -> dict[str, str]:
+    """Every recipe measured, the best one written; the checkpoint of each."""
+    recipes = _demo_recipes(out / "recipes")
+    options = _options(out / "compare", "compare", "smollm2", "--recipes", ",".join(recipes), eval_tokens=4096)
+    result = subeight.compare("smollm2", recipes, shared=True, options=options)
+    rows = result.numbers["rows"]
+    words(comparison_table(rows))
+    words(result.numbers["why"])
+    best = min(rows, key=lambda row: row["kl"])
+    shutil.copytree(best["checkpoint"], out / "best")
+    words(f"{best['recipe']} in {out / 'best'}: AutoModelForCausalLM.from_pretrained('{out / 'best'}') loads it")
+    return {row["recipe"]: row["checkpoint"] for row in rows}
+
+
+def _allocated(out: Path) -> None:
+    """A map of few tokens, a budget spent by it, and the result put to the test."""
+    formats = ",".join(MAPPED)
+    options = _options(
+        out / "map", "map", "smollm2", "--formats", formats, eval_tokens=MAPPED_TOKENS, eval_window=MAPPED_WINDOW
+    )
+    _say(subeight.map("smollm2", MAPPED, rescue=(), options=options))
+    asked = ("allocate", str(out / "map"), "--budget", BUDGET, "--engine", "vllm", "--verify")
+    options = _options(out / "allocate", *asked)
+    _say(subeight.allocate(str(out / "map"), BUDGET, engine="vllm", verify=True, options=options))
 
 
 def _broken(healthy: Path, directory: Path) -> Path:

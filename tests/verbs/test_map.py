@@ -100,7 +100,7 @@ def test_all_of_the_text_is_read_where_nothing_is_settled(
 ) -> None:
     for module, limit in ((schedule, "_MISORDERED"), (schedule, "_REGRET"), (course, "_MIXING")):
         monkeypatch.setattr(module, limit, 0.0)
-    numbers = mapped(str(model), ("int4:g32", "int2:g32"), share=1.0, rescue=(), options=options(tmp_path)).numbers
+    numbers = mapped(str(model), FORMATS, share=1.0, rescue=(), options=options(tmp_path)).numbers
     samples = len(numbers["samples"])
     seen = [c for c in numbers["cells"] if c["samples"] == samples]
     assert len(seen) >= len(numbers["cells"]) / 2

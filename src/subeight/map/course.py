@@ -150,8 +150,7 @@ class Course:
 
     def _whole(self) -> list[Task]:
         """What each format loses where all of it is quantized: the rivals of every allocation."""
-        formats, rounds = range(len(self._job.candidates)), range(len(self._job.rounds))
-        return [Task(RESCUE, 0, round, (), format=format, control=True) for format in formats for round in rounds]
+        return [Task(RESCUE, 0, ALL, (), format=format, control=True) for format in range(len(self._job.candidates))]
 
     def _rescue(self) -> list[Task]:
         """The other view: one place restored, on the first part of the text."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from subeight.map.estimate import Floats
-from subeight.map.work import MapJob, Task
+from subeight.map.work import ALL, MapJob, Task
 from subeight.records.files import atomic_write
 
 DAMAGE, RESCUE, NOISE, FLOOR, PRIOR, MIXTURE = "damage", "rescue", "noise", "floor", "prior", "mixture"
@@ -46,8 +46,8 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def samples_of(self, round: int) -> slice:
-        """Which samples a round has."""
-        return slice(self._starts[round], self._starts[round + 1])
+        """Which samples a round has, or all of them."""
+        return slice(None) if round == ALL else slice(self._starts[round], self._starts[round + 1])
 
     def recall(self, tasks: Sequence[Task]) -> list[Task]:
         """Reads what an earlier run finished; returns the tasks that are left."""
@@ -75,13 +75,12 @@ class Ledger:
                 for place, format, value in rows:
                     array[place, format] = value
             return
-        if task.view == MIXTURE:
-            self.counts[:] = answer["counts"]
-            self.mixtures[task.cells] = np.asarray(answer["totals"][0])
-            return
         at = self.samples_of(task.round)
         self.counts[at] = answer["counts"]
         rows = [np.asarray(row) for row in answer["totals"]]
+        if task.view == MIXTURE:
+            self.mixtures[task.cells] = rows[0]
+            return
         if task.control:
             first = rows.pop(0)
             if task.view == DAMAGE:

@@ -28,9 +28,9 @@ class Task:
 
     `view` is `damage`, quantized alone in the baseline; `rescue`, restored in the candidate of `format`; `noise`, as
     damage with random errors of the same size; or `floor`, the baseline in the other precision. On the text of all
-    rounds (`round` is ALL), `prior` measures nothing and expects, and `mixture` has all cells at once. `control` adds
-    the model without any change to the packed batch: its loss is 0, or in a rescue the candidate's own. Cells of one
-    damage task are all in the gauge of `format`.
+    rounds (`round` is ALL), `prior` measures nothing and expects, `mixture` has all cells at once, and a rescue without
+    cells has the whole candidate. `control` adds the model without any change to the packed batch: its loss is 0, or in
+    a rescue the candidate's own. Cells of one damage task are all in the gauge of `format`.
     """
 
     view: str
