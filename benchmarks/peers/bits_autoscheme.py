@@ -6,13 +6,10 @@ The budget counts one 16-bit scale per group of 64. AutoScheme would add a zero 
 told to leave scales out (`ignore_scale_zp_bits`) and gets the budget without them, which is the same constraint.
 """
 
-import argparse
-import json
 import os
 import tempfile
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from auto_round import AutoRound, AutoScheme
@@ -21,22 +18,14 @@ from auto_round.schemes import QuantizationScheme
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from foreign import load, rows
+from foreign import GROUP, SCALE, WIDTHS, choice_arguments, keep_choice, load, rows
 
 # it keeps scores by the name of their rows, so those of others could come back
 scores = tempfile.TemporaryDirectory()
 os.environ["AR_AUTO_SCHEME_CACHE"] = scores.name
 
-WIDTHS, GROUP = (2, 3, 4, 8), 64
-SCALE = 16 / GROUP
 
-parser = argparse.ArgumentParser()
-parser.add_argument("model", type=Path)
-parser.add_argument("out", type=Path)
-parser.add_argument("--bits", type=float, required=True)
-parser.add_argument("--calibration", type=Path)
-given = parser.parse_args()
-torch.set_num_threads(1)
+given = choice_arguments()
 ids = torch.load(given.calibration) if given.calibration else rows(given.model, 16, 256)  # [rows, length]
 
 
@@ -67,12 +56,4 @@ began = time.perf_counter()
 rounding.post_init()  # the choice alone; `quantize` would go on to round
 seconds = time.perf_counter() - began
 chosen = {name: rounding.layer_config[name]["bits"] for name in sizes}
-report = {
-    "peer": "autoscheme",
-    "version": version("auto-round"),
-    "asked_bits": given.bits,
-    "bits_per_weight": sum(sizes[name] * bits for name, bits in chosen.items()) / sum(sizes.values()) + SCALE,
-    "seconds": seconds,
-    "formats": {name: f"int{bits}" for name, bits in chosen.items()},
-}
-given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+keep_choice(given, "autoscheme", version("auto-round"), seconds, chosen, sizes)

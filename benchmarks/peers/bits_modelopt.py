@@ -7,22 +7,16 @@ The head stays as it is and outside the average, and no linear may stay at 16 bi
 format, and so do gate and up: these are its own grouping rules.
 """
 
-import argparse
-import json
 import os
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import modelopt.torch.quantization as mtq
 import torch
 
-from foreign import load, rows
-
-WIDTHS, GROUP = (2, 3, 4, 8), 64
-SCALE = 16 / GROUP
+from foreign import GROUP, SCALE, WIDTHS, choice_arguments, keep_choice, load, rows
 
 
 def form(bits: int) -> dict:
@@ -38,13 +32,7 @@ def form(bits: int) -> dict:
     }
 
 
-parser = argparse.ArgumentParser()
-parser.add_argument("model", type=Path)
-parser.add_argument("out", type=Path)
-parser.add_argument("--bits", type=float, required=True)
-parser.add_argument("--calibration", type=Path)
-given = parser.parse_args()
-torch.set_num_threads(1)
+given = choice_arguments()
 ids = torch.load(given.calibration) if given.calibration else rows(given.model, 16, 256)  # [rows, length]
 batches = [{"input_ids": pair, "labels": pair} for pair in ids.split(2)]
 forms = [form(bits) for bits in WIDTHS]
@@ -72,12 +60,4 @@ layers = model.model.layers.named_modules(prefix="model.layers")
 linears = {name: module for name, module in layers if isinstance(module, torch.nn.Linear)}
 chosen = {name: linear.weight_quantizer.num_bits for name, linear in linears.items()}
 sizes = {name: linear.weight.numel() for name, linear in linears.items()}
-report = {
-    "peer": "modelopt",
-    "version": version("nvidia-modelopt"),
-    "asked_bits": given.bits,
-    "bits_per_weight": sum(sizes[name] * bits for name, bits in chosen.items()) / sum(sizes.values()) + SCALE,
-    "seconds": seconds,
-    "formats": {name: f"int{bits}" for name, bits in chosen.items()},
-}
-given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+keep_choice(given, "modelopt", version("nvidia-modelopt"), seconds, chosen, sizes)

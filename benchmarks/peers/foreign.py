@@ -1,10 +1,12 @@
 """What the scripts `foreign_*.py` share: their arguments, calibration rows, and how dequantized weights are kept.
 
 Each takes MODEL_DIR OUT_DIR [DENSE.safetensors] (and a method of its own) and writes a small quantized checkpoint of
-another tool, to be read and diagnosed by ours; DENSE gets that tool's own dequantized weights.
+another tool, to be read and diagnosed by ours; DENSE gets that tool's own dequantized weights. The scripts `bits_*.py`
+take MODEL_DIR OUT.json --bits B and write which width another tool gives every linear.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -12,6 +14,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 ROWS, LENGTH = 16, 64
+WIDTHS, GROUP = (2, 3, 4, 8), 64  # what the tools that choose bits choose from
+SCALE = 16 / GROUP  # bits of a 16-bit scale, per weight
 
 
 def arguments(*methods: str) -> argparse.Namespace:
@@ -48,3 +52,24 @@ def keep_dense(weights: dict[str, torch.Tensor], path: Path | None) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.detach().contiguous() for name, value in weights.items()}, path)
+
+
+def choice_arguments() -> argparse.Namespace:
+    """What a script that asks for a choice of bits is given."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--bits", type=float, required=True)
+    parser.add_argument("--calibration", type=Path)
+    torch.set_num_threads(1)
+    return parser.parse_args()
+
+
+def keep_choice(
+    given: argparse.Namespace, peer: str, version: str, seconds: float, chosen: dict[str, int], sizes: dict[str, int]
+) -> None:
+    """Writes the width of every linear, and what they come to with their scales."""
+    bits = sum(sizes[name] * width for name, width in chosen.items()) / sum(sizes.values()) + SCALE
+    report = {"peer": peer, "version": version, "asked_bits": given.bits, "bits_per_weight": bits, "seconds": seconds}
+    report["formats"] = {name: f"int{width}" for name, width in chosen.items()}
+    given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -7,8 +7,8 @@ orders the search; nothing is found guilty by it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,10 +16,9 @@ from torch import Tensor
 from subeight.models.block import Block
 from subeight.models.structure import InputGroup
 from subeight.models.watch import Watcher
+from subeight.probe.pairs import Pair
 from subeight.probe.swaps import Swaps
-
-if TYPE_CHECKING:
-    from subeight.probe.probe import Probe
+from subeight.text import Batch
 
 _TINY = 1e-12
 
@@ -49,24 +48,24 @@ class _Seen:
     error_share: float = 0.0
 
 
-def effects_of(probe: Probe, index: int, states: list[Tensor], base: Swaps) -> tuple[list[Tensor], Effects]:
-    """The states behind block `index`, and the effect of each of its linears on the way."""
-    pair = probe.pairs[index]
+def effects_of(
+    pair: Pair, states: list[Tensor], calls: Sequence[tuple[tuple, dict]], batches: Sequence[Batch], base: Swaps
+) -> tuple[list[Tensor], Effects]:
+    """The states behind a block, and the effect of each of its linears on the way; `calls` are its other arguments."""
     seen: dict[str, _Seen] = {}
     outputs = []
     with pair.restored(base) as block:
         other = {view.info.name: pair.baseline.weight(view) for view in block.structure.linears()}
-        for number, state in enumerate(states):
+        for state, call, batch in zip(states, calls, batches, strict=True):
             tap = _Tap(block, other)
             with tap:
-                outputs.append(block(state, probe.call(number, index)))
-            tap.add_to(seen, outputs[-1], _real(probe, number))
+                outputs.append(block(state, call))
+            tap.add_to(seen, outputs[-1], _real(batch))
     groups = block.structure.groups
     return outputs, Effects({name: _energy(name, groups, seen) for name in seen})
 
 
-def _real(probe: Probe, number: int) -> Tensor:
-    batch = probe.batches[number]
+def _real(batch: Batch) -> Tensor:
     return (torch.arange(batch.ids.shape[1])[None] < batch.lengths[:, None]).flatten()
 
 

@@ -91,7 +91,8 @@ class Probe:
         trail.states = [self._embedded(self.shells.mixed(trail.base, restore=True))]
         found = Effects({})
         for index in range(len(self.pairs)):
-            states, part = effects_of(self, index, trail.states[index], trail.base)
+            calls = [self.call(number, index) for number in range(len(self.batches))]
+            states, part = effects_of(self.pairs[index], trail.states[index], calls, self.batches, trail.base)
             trail.states.append(states)
             found = found | part
             self.spent.block_forwards += 2  # the block, and its differences' products once more
