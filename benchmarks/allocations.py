@@ -23,6 +23,7 @@ import subeight
 from subeight.evals.loss import Loss
 from subeight.evals.passes import Computing
 from subeight.evals.stats import paired_ratio
+from subeight.formats import Format
 from subeight.map.budget import parse_budget
 from subeight.map.decision import Decision
 from subeight.map.ledger import MIXTURE, Ledger
@@ -55,30 +56,37 @@ def main() -> None:
     seconds = subeight.map("smollm2", FORMATS, recipe="gptq-int4", rescue=(), options=options).record.seconds
     found = read_map(arguments.out / "map")
     decisions = {bits: Decision(found, parse_budget(f"{bits} bits")) for bits in BUDGETS}
-    recipes = {f"{bits} bits": decision.formats for bits, decision in decisions.items()}
-    recipes |= {f"uniform {format}": uniform(found, format) for format in found.formats}
-    recipes |= {name: formats for bits in COMPARED for name, formats in heuristics(found, bits)}
+    asked = {f"{bits} bits": decision.formats for bits, decision in decisions.items()}
+    asked |= {f"uniform {format}": uniform(found, format) for format in found.formats}
+    asked |= {name: formats for bits in COMPARED for name, formats in heuristics(found, bits)}
+    recipes = {name: by_linear(found, formats) for name, formats in asked.items()}
     recipes |= dict(peers(found, arguments.peers))
     measured = {text: losses(arguments, found, recipes, text) for text in (OWN, OTHER)}
     numbers = {
         "predicted": [row(decisions[bits], measured) for bits in BUDGETS],
         "compared": [against(found, bits, recipes, measured[OTHER]) for bits in COMPARED],
-        "all": {name: facts(found, formats, measured, name) for name, formats in recipes.items()},
+        "all": {name: facts(formats, measured, name) for name, formats in recipes.items()},
         "map_seconds": seconds,
     }
     write_result("allocations", numbers, threads=arguments.threads, own_tokens=TOKENS, heldout_tokens=HELD_OUT)
 
 
-def bits_of(found: MapFile, formats: Formats) -> float:
-    """Stored bits per weight of the blocks."""
-    inside = [place for place in found.places if place.inside]
-    return 8 * sum(place.bytes(formats[place.name]) for place in inside) / sum(place.weights for place in inside)
+def by_linear(found: MapFile, formats: Formats) -> Formats:
+    """The format of every linear, from that of every place."""
+    return {name: formats[place.name] for place in found.places for name in place.linears}
+
+
+def bits_of(formats: Formats) -> float:
+    """Stored bits per weight of the blocks; formats are by linear."""
+    inside = [place for place in places_of(Model("smollm2"), "linear") if place.linears[0].block is not None]
+    bits = [place.bits(Format.parse(formats[place.name])) * place.weights for place in inside]
+    return sum(bits) / sum(place.weights for place in inside)
 
 
 def heuristics(found: MapFile, bits: float) -> Iterator[tuple[str, Formats]]:
     """The widest uniform recipe that fits, and as much one format wider as fits too: from both ends, or down_proj."""
     order = found.formats
-    at = next(n for n, format in enumerate(order) if bits_of(found, uniform(found, format)) <= bits)
+    at = next(n for n, format in enumerate(order) if bits_of(by_linear(found, uniform(found, format))) <= bits)
     blocks = max(place.block for place in found.places if place.block is not None) + 1
     ends = sorted((p for p in found.places if p.inside), key=lambda p: min(p.block, blocks - 1 - p.block))
     down = sorted(ends, key=lambda place: not place.name.endswith("down_proj"))
@@ -86,23 +94,19 @@ def heuristics(found: MapFile, bits: float) -> Iterator[tuple[str, Formats]]:
         formats = uniform(found, order[at])
         for place in listed:
             wider = {**formats, place.name: order[at - 1]}
-            if bits_of(found, wider) <= bits:
+            if bits_of(by_linear(found, wider)) <= bits:
                 formats = wider
         yield f"{name}, {bits} bits", formats
 
 
 def peers(found: MapFile, folder: Path | None) -> Iterator[tuple[str, Formats]]:
-    """What other tools chose, linear by linear; a group whose linears differ is refused."""
+    """What other tools chose, linear by linear; embeddings and head are kept."""
+    widths = {format.split(":")[0]: format for format in found.formats}
+    kept = {name: None for place in found.places if not place.inside for name in place.linears}
     for path in sorted(folder.glob("*.json")) if folder else ():
         content = json.loads(path.read_text())
-        widths = {format.split(":")[0]: format for format in found.formats}
-        formats: Formats = {}
-        for place in found.places:
-            asked = {widths[content["formats"][name]] for name in place.linears} if place.inside else {None}
-            if len(asked) > 1:
-                raise SystemExit(f"{path}: {place.name} has several formats {sorted(asked)}")
-            formats[place.name] = asked.pop()
-        yield f"{content['peer']}, {content['asked_bits']} bits", formats
+        chosen = {name: widths[width] for name, width in content["formats"].items()}
+        yield f"{content['peer']}, {content['asked_bits']} bits", chosen | kept
 
 
 def losses(arguments: argparse.Namespace, found: MapFile, recipes: dict[str, Formats], text: str) -> dict[str, Loss]:
@@ -114,7 +118,7 @@ def losses(arguments: argparse.Namespace, found: MapFile, recipes: dict[str, For
         baseline="smollm2",
         candidates=tuple(str(path) for path in candidates),
         gauges=(None,) * len(candidates),
-        places=tuple(places_of(model)),
+        places=tuple(places_of(model, "linear")),
         rounds=(samples,),
         computing=Computing(torch.float32, torch.device("cpu"), quiet=True),
         threads=arguments.threads,
@@ -141,10 +145,10 @@ def text_of(model: Model, text: str) -> EvaluationSet:
     return replace(found, samples=plain)
 
 
-def facts(found: MapFile, formats: Formats, measured: dict[str, dict[str, Loss]], name: str) -> dict:
+def facts(formats: Formats, measured: dict[str, dict[str, Loss]], name: str) -> dict:
     """A recipe's size and losses."""
     return {
-        "bits_per_weight": bits_of(found, formats),
+        "bits_per_weight": bits_of(formats),
         **{text: {"kl": losses[name].value, "kl_ci": losses[name].interval().ci} for text, losses in measured.items()},
     }
 
@@ -169,8 +173,8 @@ def row(decision: Decision, measured: dict[str, dict[str, Loss]]) -> dict:
 def against(found: MapFile, bits: float, recipes: dict[str, Formats], measured: dict[str, Loss]) -> dict:
     """One budget on held-out text: the uniform neighbours interpolated, and the ratio to every rival of this size."""
     mine = measured[f"{bits} bits"]
-    size = bits_of(found, recipes[f"{bits} bits"])
-    known = sorted((bits_of(found, recipes[f"uniform {f}"]), measured[f"uniform {f}"].value) for f in found.formats)
+    size = bits_of(recipes[f"{bits} bits"])
+    known = sorted((bits_of(recipes[f"uniform {f}"]), measured[f"uniform {f}"].value) for f in found.formats)
     between = float(np.exp(np.interp(size, [x for x, _ in known], [math.log(y) for _, y in known])))
     rivals = [name for name in recipes if name.endswith(f", {bits} bits")]
     return {
@@ -181,7 +185,7 @@ def against(found: MapFile, bits: float, recipes: dict[str, Formats], measured: 
         "ratio": mine.value / between,
         "rivals": {
             name: {
-                "bits_per_weight": bits_of(found, recipes[name]),
+                "bits_per_weight": bits_of(recipes[name]),
                 "kl": measured[name].value,
                 "ratio": _ratio(mine, measured[name]),
             }

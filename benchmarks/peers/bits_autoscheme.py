@@ -2,8 +2,8 @@
 
 ENV/bin/python bits_autoscheme.py MODEL_DIR OUT.json --bits 2.5 [--calibration IDS.pt]
 
-The budget counts one 16-bit scale per group of 64. AutoScheme would add a zero point even to symmetric groups, so it is
-told to leave scales out (`ignore_scale_zp_bits`) and gets the budget without them, which is the same constraint.
+The budget counts a 16-bit scale and a zero point per group of 64. AutoScheme is told to leave them out
+(`ignore_scale_zp_bits`) and gets the budget without them, which is the same constraint.
 """
 
 import os
@@ -18,7 +18,7 @@ from auto_round.schemes import QuantizationScheme
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from foreign import GROUP, SCALE, WIDTHS, choice_arguments, keep_choice, load, rows
+from foreign import GROUP, PER_WEIGHT, PER_WIDTH, WIDTHS, choice_arguments, keep_choice, load, rows
 
 # it keeps scores by the name of their rows, so those of others could come back
 scores = tempfile.TemporaryDirectory()
@@ -40,8 +40,8 @@ layers = model.model.layers.named_modules(prefix="model.layers")
 sizes = {name: module.weight.numel() for name, module in layers if isinstance(module, torch.nn.Linear)}
 calibration = {"dataset": "rows", "nsamples": len(ids), "seqlen": ids.shape[1], "batch_size": 4, "device_map": "cpu"}
 scheme = AutoScheme(
-    avg_bits=given.bits - SCALE,
-    options=[QuantizationScheme(bits=b, group_size=GROUP, sym=True, data_type="int", act_bits=16) for b in WIDTHS],
+    avg_bits=(given.bits - PER_WEIGHT) / PER_WIDTH,
+    options=[QuantizationScheme(bits=b, group_size=GROUP, sym=False, data_type="int", act_bits=16) for b in WIDTHS],
     ignore_scale_zp_bits=True,
     **calibration,
 )

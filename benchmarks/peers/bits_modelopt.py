@@ -2,9 +2,10 @@
 
 ENV/bin/python bits_modelopt.py MODEL_DIR OUT.json --bits 2.5 [--calibration IDS.pt]
 
-The budget (bits per weight) counts one 16-bit scale per group of 64: each format states its `effective_bits` with it.
-The head stays as it is and outside the average, and no linear may stay at 16 bits. q, k and v of a block share one
-format, and so do gate and up: these are its own grouping rules.
+The budget (bits per weight) counts a 16-bit scale and a zero point per group of 64: each format states its
+`effective_bits` with them. Its integers are symmetric, so it weighs the errors of symmetric rounding. The head stays as
+it is and outside the average, and no linear may stay at 16 bits. q, k and v of a block share one format, and so do gate
+and up: these are its own grouping rules.
 """
 
 import os
@@ -16,7 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import modelopt.torch.quantization as mtq
 import torch
 
-from foreign import GROUP, SCALE, WIDTHS, choice_arguments, keep_choice, load, rows
+from foreign import GROUP, PER_WEIGHT, PER_WIDTH, WIDTHS, choice_arguments, keep_choice, load, rows
 
 
 def form(bits: int) -> dict:
@@ -28,7 +29,7 @@ def form(bits: int) -> dict:
             {"quantizer_name": "*weight_quantizer", "cfg": weight},
         ],
         "algorithm": "max",
-        "effective_bits": bits + SCALE,
+        "effective_bits": bits * PER_WIDTH + PER_WEIGHT,
     }
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 ROWS, LENGTH = 16, 64
 WIDTHS, GROUP = (2, 3, 4, 8), 64  # what the tools that choose bits choose from
-SCALE = 16 / GROUP  # bits of a 16-bit scale, per weight
+PER_WIDTH, PER_WEIGHT = 1 + 1 / GROUP, 16 / GROUP  # stored bits: a zero point as wide as a code, a 16-bit scale
 
 
 def arguments(*methods: str) -> argparse.Namespace:
@@ -69,7 +69,8 @@ def keep_choice(
     given: argparse.Namespace, peer: str, version: str, seconds: float, chosen: dict[str, int], sizes: dict[str, int]
 ) -> None:
     """Writes the width of every linear, and what they come to with their scales."""
-    bits = sum(sizes[name] * width for name, width in chosen.items()) / sum(sizes.values()) + SCALE
+    mean = sum(sizes[name] * width for name, width in chosen.items()) / sum(sizes.values())
+    bits = mean * PER_WIDTH + PER_WEIGHT
     report = {"peer": peer, "version": version, "asked_bits": given.bits, "bits_per_weight": bits, "seconds": seconds}
     report["formats"] = {name: f"int{width}" for name, width in chosen.items()}
     given.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

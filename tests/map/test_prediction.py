@@ -3,11 +3,10 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from subeight.map.mapfile import MapFile, read_map
-from subeight.map.prediction import Prediction, left_out, uniform
+from subeight.map.prediction import Prediction, uniform
 from tests.map.records import ADDITIVITY, BITS, SAMPLES, loss_of, numbers, places, read, write
 
 
@@ -124,10 +123,3 @@ def test_other_text_is_less_certain(tmp_path: Path) -> None:
     expected = Prediction(found).expected(uniform(found, "int2:g64:sym"))
     low, high = expected.other
     assert low < expected.low and high > expected.high
-
-
-def test_a_point_left_out_is_missed_by_what_it_is_off() -> None:
-    straight = (np.array([1.0, 2.0, 4.0, 8.0]), np.array([1.0, 2.0, 4.0, 8.0]))
-    assert left_out(straight) == pytest.approx(0.0)
-    bent = (np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0 * 1.5, 4.0]))
-    assert left_out(bent) == pytest.approx(math.log(1.5))

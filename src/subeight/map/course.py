@@ -21,8 +21,9 @@ from subeight.text import EvaluationSet
 
 _PARTS = (1, 1, 2, 2, 2, 4, 4)  # sixteenths of the text in each round
 _NOISY = 8  # places that are tried with noise instead of rounding errors
-_MIXTURES = 8  # allocations that are measured as wholes
-_MIXING = 0.25  # of the whole work, at most, for these
+_MIXTURES = 12  # allocations that are measured as wholes
+_TOGETHER = 4  # of them in a round
+_MIXING = 0.35  # of the whole work, at most, for these
 
 Cells = Sequence[tuple[int, int]]
 
@@ -97,6 +98,12 @@ class Course:
         affordable = int(self._effort.share * len(self._job.places) * len(self._job.candidates) * _MIXING)
         moved = any(gauge is not None for gauge in self._job.gauges)
         return 0 if moved else max(ENOUGH, min(_MIXTURES, affordable))
+
+    @property
+    def mixture_rounds(self) -> list[int]:
+        """The mixtures in rounds: which are measured next is decided by what the last ones lost."""
+        full, rest = divmod(self.mixtures, _TOGETHER)
+        return [_TOGETHER] * full + [rest] * bool(rest)
 
     def mix(self, mixtures: Sequence[Cells], advance: Callable[[int], None]) -> None:
         """Measures models with many cells at once, on all of the text."""

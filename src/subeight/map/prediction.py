@@ -1,12 +1,12 @@
 """From the sum of the cells to what the whole model will lose, with an interval.
 
 Single losses do not add up. By how much they miss is read off allocations that the map measured as wholes (a map
-without them has the uniform recipes): logarithms are interpolated between these points, below the smallest the ratio
-stays (slope 1), above the largest the last slope goes on.
+without them has the uniform recipes), along a monotone curve through these points in logarithms; below the smallest the
+ratio stays (slope 1), above the largest the last slope goes on.
 
 Two intervals. On the map's own text: every cell is redrawn by its paired error, in the points and in what is predicted
-alike, and every draw is off by what the points themselves are when each is predicted from the others. On other text of
-the same kind: the documents are resampled too.
+alike, and every draw is off by as much as the nearest points are when each is predicted from the others. On other text
+of the same kind: the documents are resampled too.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from subeight.map.curve import Curve
 from subeight.map.mapfile import MapFile, WholeLoss
 
 Floats = npt.NDArray[np.float64]
 Formats = dict[str, str | None]  # the format of every place by its name
-Points = tuple[Floats, Floats]  # sums of cells, and what the wholes lose
 
 DRAWS = 400
 _TINY = 1e-12
@@ -60,10 +60,9 @@ class Prediction:
         cells = [self._at(formats) for formats, _ in anchors]
         losses = np.asarray([[whole.loss] * (draws + 1) for _, whole in anchors]).reshape(-1, draws + 1)
         elsewhere = np.asarray([[1.0, *_hardness(whole.samples, times, tokens)] for _, whole in anchors])
-        self._points = _points(self._own, cells, losses)
-        self._other_points = _points(self._other, cells, losses * elsewhere.reshape(losses.shape))
-        missed = left_out(self._points[0])
-        self._missed = np.exp(missed * np.concatenate([[0.0], rng.standard_normal(draws)]))
+        self._curves = _curves(self._own, cells, losses)
+        self._other_curves = _curves(self._other, cells, losses * elsewhere.reshape(losses.shape))
+        self._luck = np.concatenate([[0.0], rng.standard_normal(draws)])
 
     def expected(self, formats: Formats) -> Expected:
         """What a model with these formats will lose."""
@@ -71,16 +70,17 @@ class Prediction:
         if at is None:
             return Expected(0.0, 0.0, 0.0, 0.0, (0.0, 0.0))
         own, other = (
-            self._missed * [_interpolated(s, p) for s, p in zip(_sums(drawn, at), points, strict=True)]
-            for drawn, points in ((self._own, self._points), (self._other, self._other_points))
+            np.asarray([curve.at(s) for s, curve in zip(_sums(drawn, at), curves, strict=True)])
+            for drawn, curves in ((self._own, self._curves), (self._other, self._other_curves))
         )
-        (low, high), (least, most) = (_ends(own), _ends(other))
-        return Expected(float(_sums(self._own[:1], at)[0]), float(own[0]), low, high, (least, most))
+        total = float(_sums(self._own[:1], at)[0])
+        missed = np.exp(self._luck * self._curves[0].error_near(total))
+        (low, high), (least, most) = (_ends(own * missed), _ends(other * missed))
+        return Expected(total, float(own[0]), low, high, (least, most))
 
     def sum_for(self, loss: float) -> float:
         """The sum of cells at which the whole is expected to lose this much."""
-        sums, losses = self._points[0]
-        return _interpolated(loss, (losses, sums))
+        return self._curves[0].inverse(loss)
 
     def _at(self, formats: Formats) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]] | None:
         """The cells that are quantized, by number."""
@@ -91,16 +91,6 @@ class Prediction:
         return rows, columns
 
 
-def left_out(points: Points) -> float:
-    """How far, in the logarithm, each inner point is from what the others say: the root of the mean square."""
-    sums, losses = points
-    missed = []
-    for at in range(1, len(sums) - 1):
-        others = (np.delete(sums, at), np.delete(losses, at))
-        missed.append(np.log(losses[at] / _interpolated(float(sums[at]), others)))
-    return float(np.sqrt(np.mean(np.square(missed)))) if missed else 0.0
-
-
 def _anchors(found: MapFile) -> list[tuple[Formats, WholeLoss]]:
     """What was measured as a whole: mixtures between both ends, or where a map has none the uniform recipes."""
     mixtures = [(dict(mixture.formats), mixture.whole) for mixture in found.mixtures]
@@ -108,10 +98,10 @@ def _anchors(found: MapFile) -> list[tuple[Formats, WholeLoss]]:
     return mixtures + [(uniform(found, format), found.whole[format]) for format in found.formats if format in ends]
 
 
-def _points(drawn: Floats, cells: Sequence[tuple | None], losses: Floats) -> list[Points]:
-    """Of every draw, the sums of the anchors and what they lose."""
+def _curves(drawn: Floats, cells: Sequence[tuple | None], losses: Floats) -> list[Curve]:
+    """Of every draw, the curve through the sums of the anchors and what they lose."""
     sums = np.asarray([_sums(drawn, at) if at is not None else np.zeros(len(drawn)) for at in cells])
-    return [_rising(one, other) for one, other in zip(sums.T, losses.T, strict=True)]
+    return [Curve(one, other) for one, other in zip(sums.T, losses.T, strict=True)]
 
 
 def _sums(drawn: Floats, at: tuple) -> Floats:
@@ -153,31 +143,6 @@ def _hardness(losses: Sequence[float], times: Floats, tokens: Floats) -> Floats:
     hard = np.asarray(losses)
     usual = max(float(tokens @ hard / tokens.sum()), _TINY)
     return np.maximum(times @ hard / np.maximum(times.sum(1), _TINY) / usual, _TINY)
-
-
-def _rising(sums: Floats, losses: Floats) -> Points:
-    """The points with a positive sum and loss, the smallest first, losses made rising."""
-    good = (sums > _TINY) & (losses > _TINY)
-    order = np.argsort(sums[good], kind="stable")
-    first, second = sums[good][order], np.maximum.accumulate(losses[good][order])
-    keep = np.concatenate([[True], (np.diff(first) > 0) & (np.diff(second) > 0)]) if len(first) else good[:0]
-    return first[keep], second[keep]
-
-
-def _interpolated(value: float, points: Points) -> float:
-    """The other coordinate on the line through the points, in logarithms."""
-    first, second = points
-    if value <= 0:
-        return 0.0
-    if not len(first):
-        return float(value)
-    if value <= first[0] or len(first) == 1:
-        return float(second[0] * value / first[0])
-    x, y = np.log(first), np.log(second)
-    if value <= first[-1]:
-        return float(np.exp(np.interp(np.log(value), x, y)))
-    slope = (y[-1] - y[-2]) / (x[-1] - x[-2])
-    return float(np.exp(y[-1] + slope * (np.log(value) - x[-1])))
 
 
 def uniform(found: MapFile, format: str | None, skip: Sequence[str] = ()) -> Formats:

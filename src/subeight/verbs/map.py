@@ -19,7 +19,7 @@ from subeight.map.content import map_numbers
 from subeight.map.course import Cells, Course, Effort, rounds_of
 from subeight.map.ledger import Ledger
 from subeight.map.mapfile import map_of
-from subeight.map.mixtures import mixtures_of
+from subeight.map.mixtures import next_mixtures
 from subeight.map.places import Place, places_of
 from subeight.map.prediction import Formats
 from subeight.map.work import MapJob
@@ -273,9 +273,10 @@ def _measured(
             course.most / _THOUSAND, f"Mapping {model.label}", "thousand block runs", quiet=session.options.quiet
         ) as advance:
             course.run(lambda count: advance(count / _THOUSAND))
-            known = map_of({**asked, **map_numbers(ledger, course, formats)})
-            mixtures = [_cells(mixture, job.places, known.formats) for mixture in mixtures_of(known, course.mixtures)]
-            course.mix(mixtures, lambda count: advance(count / _THOUSAND))
+            for count in course.mixture_rounds:
+                known = map_of({**asked, **map_numbers(ledger, course, formats)})
+                mixtures = [_cells(mixture, job.places, known.formats) for mixture in next_mixtures(known, count)]
+                course.mix(mixtures, lambda count: advance(count / _THOUSAND))
         numbers = {**asked, **map_numbers(ledger, course, formats)}
         used = {"cpu_seconds": sum(crew.cpu_seconds.values()), "workers": len(crew.cpu_seconds), "deaths": crew.deaths}
     numbers["cost"] |= used
