@@ -2,10 +2,11 @@
 
     python -m benchmarks.allocations --out DIR [--threads 2] [--peers DIR]
 
-One map with GPTQ's codes (`subeight map --recipe gptq-int4`). Every rival is made of these same codes, only which place
-gets which format differs, so what is compared is the allocation. All are measured on the map's own text, for the
-intervals, and on text that neither map nor calibration saw, for the comparison. `--peers` holds the choices that
-`peers/bits_autoscheme.py` and `peers/bits_modelopt.py` wrote. Killed, it goes on.
+One map with GPTQ's codes (`subeight map --recipe gptq-int4`), asymmetric below 8 bits. Every rival is made of these
+same codes, only which place gets which format differs, so what is compared is the allocation. The budgets are
+measured on the map's own text too, for the intervals; everything is measured on text that neither map nor calibration
+saw. `--peers` holds the choices that `peers/bits_autoscheme.py` and `peers/bits_modelopt.py` wrote. Killed, it goes
+on.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from subeight.sweep import hire
 from subeight.text import EvaluationSet, evaluate_set
 
 TOKENS, WINDOW, HELD_OUT, HELD_WINDOW = 4096, 128, 8192, 512
-FORMATS = ("int8", "int4", "int3", "int2")
+FORMATS = ("int8", "int4:g64:asym", "int3:g64:asym", "int2:g64:asym")
 COMPARED = (2.5, 3.0, 3.5, 4.0)
 BUDGETS = (2.4, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.5, 5.5)
 OWN, OTHER = "map", "held out"
@@ -61,7 +62,8 @@ def main() -> None:
     asked |= {name: formats for bits in COMPARED for name, formats in heuristics(found, bits)}
     recipes = {name: by_linear(found, formats) for name, formats in asked.items()}
     recipes |= dict(peers(found, arguments.peers))
-    measured = {text: losses(arguments, found, recipes, text) for text in (OWN, OTHER)}
+    budgets = {name: recipes[name] for name in (f"{bits} bits" for bits in BUDGETS)}
+    measured = {OWN: losses(arguments, found, budgets, OWN), OTHER: losses(arguments, found, recipes, OTHER)}
     numbers = {
         "predicted": [row(decisions[bits], measured) for bits in BUDGETS],
         "compared": [against(found, bits, recipes, measured[OTHER]) for bits in COMPARED],
@@ -149,8 +151,12 @@ def facts(formats: Formats, measured: dict[str, dict[str, Loss]], name: str) -> 
     """A recipe's size and losses."""
     return {
         "bits_per_weight": bits_of(formats),
-        **{text: {"kl": losses[name].value, "kl_ci": losses[name].interval().ci} for text, losses in measured.items()},
+        **{text: _said(losses[name]) for text, losses in measured.items() if name in losses},
     }
+
+
+def _said(loss: Loss) -> dict:
+    return {"kl": loss.value, "kl_ci": loss.interval().ci}
 
 
 def row(decision: Decision, measured: dict[str, dict[str, Loss]]) -> dict:

@@ -33,9 +33,9 @@ def damages(record, format=NARROW):
 
 
 def test_sections_are_told_in_order():
-    assert sections(render([MAPPED]))[:6] == [
-        "Where the bits are needed", "Damage against bits", "Damage against rescue", "Expected and measured",
-        "Controls", "What the map cost",
+    assert sections(render([MAPPED]))[:7] == [
+        "Where the bits are needed", "Damage against bits", "Damage against rescue", "How single losses add up",
+        "Expected and measured", "Controls", "What the map cost",
     ]  # fmt: skip
 
 
@@ -100,6 +100,17 @@ def test_experts_share_a_square_and_the_worst_is_shown():
     assert [len(panel.z), len(panel.z[0])] == [1, 40]
     assert "experts.99" in panel.hovertext[0][3] and "the worst of 100 here" in panel.hovertext[0][3]
     assert sum(len(trace.x) for trace in map_figures.curves(found).data) < 200
+
+
+def test_wholes_stand_over_the_sums_of_their_places():
+    mixture = {place["name"]: NARROW if place["block"] == 3 else None for place in MAPPED.numbers["places"]}
+    record = copy.deepcopy(MAPPED)
+    record.numbers["mixtures"] = [{"formats": mixture, "kl": 0.5, "kl_ci": [0.4, 0.6]}]
+    equal, uniform, mixed = map_figures.added(sensitivity(record)).data
+    total = sum(kl for name, kl in damages(record).items() if ".layers.3." in name)
+    assert (mixed.x, mixed.y) == ((pytest.approx(total),), (0.5,)) and mixed.name == "mixtures"
+    assert list(uniform.text) == ["int8:g64:sym", "int4:g64:sym", "int3:g64:sym", "int2:g64:sym"]
+    assert list(equal.x) == list(equal.y)
 
 
 def test_ten_places_have_a_colour_and_the_others_are_grey():
@@ -174,6 +185,6 @@ def test_a_map_draws_in_silence(tmp_path, scheme, width):
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         visit = Visit(browser, report, color_scheme=scheme, viewport={"width": width, "height": 900})
-        assert visit.count(".plot") == 7 and visit.count("#figure-0 .hm") == 8
+        assert visit.count(".plot") == 8 and visit.count("#figure-0 .hm") == 8
         assert visit.sideways() <= 0 and visit.complaints == [] and visit.count("main img") == 0
         browser.close()

@@ -7,7 +7,7 @@ from itertools import cycle
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from subeight.report.axes import block_axis, floor_of, log_axis, log_range
+from subeight.report.axes import block_axis, floor_of, log_axis, log_errors, log_range
 from subeight.report.facts import Measure
 from subeight.report.figures import PALETTE, layout, plain, said
 from subeight.report.places import Spot, grid
@@ -100,6 +100,44 @@ def expected(found: Sensitivity, height: int = 420) -> go.Figure:
     return _against(found, cells, lambda cell: Measure(cell.prior), "expected from the gradient", found.axis, height)
 
 
+def added(found: Sensitivity, height: int = 420) -> go.Figure:
+    """The loss of whole models against the sum of what their places lose alone, and the line where both are equal."""
+    figure = go.Figure(layout=layout(height))
+    wholes = sorted(found.added(), key=lambda whole: whole.sum)
+    floor = floor_of([whole.loss for whole in wholes])
+    bounds = log_range([*(whole.loss for whole in wholes), *(Measure(whole.sum) for whole in wholes)], floor)
+    _equal(figure, bounds)
+    for mixed, name, symbol, colour in (
+        (False, "one format", "square", PALETTE[1]),
+        (True, "mixtures", "circle", PALETTE[0]),
+    ):
+        mine = [whole for whole in wholes if (whole.format is None) == mixed]
+        if not mine:
+            continue
+        figure.add_scatter(
+            x=[whole.sum for whole in mine],
+            y=[max(whole.loss.value or 0, floor) for whole in mine],
+            error_y=log_errors([whole.loss for whole in mine], floor, colour),
+            mode="lines+markers" if mixed else "markers+text",
+            text=[plain(whole.format or "", 20) for whole in mine],
+            textposition="middle right",
+            marker={"size": 8, "color": colour, "symbol": symbol},
+            line={"color": colour, "width": 1},
+            name=name,
+            hovertext=[f"{said(whole.loss)}, the sum is {significant(whole.sum)}" for whole in mine],
+            hoverinfo="text",
+        )
+    figure.update_xaxes(title="sum of the places alone", **log_axis(bounds))
+    figure.update_yaxes(title=found.axis, **log_axis(bounds))
+    return figure
+
+
+def _equal(figure: go.Figure, bounds: Sequence[float]) -> None:
+    ends = [10 ** bounds[0], 10 ** bounds[1]]
+    line = {"color": QUIET, "width": 1.4, "dash": "dot"}
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=line, name="equal", hoverinfo="skip")
+
+
 def _against(
     found: Sensitivity, cells: Sequence[Cell], other: Callable[[Cell], Measure], above: str, along: str, height: int
 ) -> go.Figure:
@@ -109,10 +147,7 @@ def _against(
     values = [Measure(value) for cell, second in pairs for value in (cell.value, second.value or 0)]
     floor = floor_of(values)
     bounds = log_range([Measure(max(value.value or 0, floor)) for value in values], floor)
-    ends = [10 ** bounds[0], 10 ** bounds[1]]
-    figure.add_scatter(
-        x=ends, y=ends, mode="lines", line={"color": QUIET, "width": 1.4, "dash": "dot"}, name="equal", hoverinfo="skip"
-    )
+    _equal(figure, bounds)
     for format, colour in zip(found.formats, cycle(PALETTE), strict=False):
         mine = [(cell, second) for cell, second in pairs if cell.format == format]
         if not mine:

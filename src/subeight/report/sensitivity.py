@@ -39,6 +39,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A model with many places quantized: the sum of what they lose alone, and what it loses."""
+
+    format: str | None  # of all places; None where each has its own
+    sum: float
+    loss: Measure
+
+
+@dataclass(frozen=True)
 class Sensitivity:
     """All of a map. `damage` and `rescue` are by place and format; rescue is what the rest still loses."""
 
@@ -50,6 +59,7 @@ class Sensitivity:
     damage: Mapping[tuple[str, str], Cell]
     rescue: Mapping[tuple[str, str], Cell]
     whole: Mapping[str, Measure]
+    mixtures: tuple[tuple[Mapping[str, Any], Measure], ...]
     controls: Mapping[str, Any]
     cost: Mapping[str, Any]
     ranks: Mapping[str, Mapping[str, Any]]
@@ -85,6 +95,18 @@ class Sensitivity:
         few = math.ceil(len(losses) / 10)
         return (few, sum(losses[:few]) / sum(losses)) if len(losses) >= 10 and sum(losses) > 0 else None
 
+    def added(self) -> list[Whole]:
+        """The uniform models and the mixtures beside the sums of their cells."""
+        blocks = {name for name, spot in self.spots.items() if spot.block is not None}
+        uniform = [(format, dict.fromkeys(blocks, format), loss) for format, loss in self.whole.items()]
+        found = []
+        for name, formats, loss in [*uniform, *((None, formats, loss) for formats, loss in self.mixtures)]:
+            cells = [self.damage.get((place, text(format))) for place, format in formats.items() if format]
+            total = sum(max(0.0, cell.value) for cell in cells if cell is not None)
+            if loss.value is not None and loss.value > 0 and total > 0:
+                found.append(Whole(name, total, loss))
+        return found
+
     def regained(self, cell: Cell) -> Measure | None:
         """What restoring the place gives back, where everything in the blocks is in the format of this damage."""
         left, all_ = self.rescue.get((cell.spot.name, cell.format)), self.whole.get(cell.format)
@@ -113,6 +135,7 @@ def sensitivity(record: Record) -> Sensitivity:
         damage=_view(read, "damage"),
         rescue=_view(read, "rescue"),
         whole={text(format): measure(mapping(v), "kl") for format, v in mapping(numbers.get("whole")).items()},
+        mixtures=tuple((mapping(m.get("formats")), measure(m, "kl")) for m in mappings(numbers.get("mixtures"))),
         controls=mapping(numbers.get("controls")),
         cost=mapping(numbers.get("cost")),
         ranks={text(format): mapping(found) for format, found in mapping(numbers.get("priors")).items()},

@@ -22,6 +22,7 @@ from subeight.map.mapfile import map_of
 from subeight.map.mixtures import next_mixtures
 from subeight.map.places import Place, places_of
 from subeight.map.prediction import Formats
+from subeight.map.summary import sentences
 from subeight.map.work import MapJob
 from subeight.models.align import align
 from subeight.models.model import Model
@@ -101,7 +102,7 @@ def map(
                 "eval_cap": options.eval_tokens,
             },
         )
-        return finish(run, record, _lines(numbers))
+        return finish(run, record, sentences(numbers))
 
 
 def _restored(rescue: Sequence[str] | None, formats: Sequence[Format]) -> list[Format]:
@@ -286,18 +287,3 @@ def _measured(
 def _cells(mixture: Formats, places: Sequence[Place], formats: Sequence[str]) -> Cells:
     """What a mixture quantizes, by number."""
     return [(at, formats.index(format)) for at, place in enumerate(places) if (format := mixture[place.name])]
-
-
-def _lines(numbers: dict[str, Any]) -> tuple[str, ...]:
-    """The most sensitive places of the lowest format, and what the map cost."""
-    lowest = numbers["formats"][-1]
-    cells = [cell for cell in numbers["cells"] if cell["view"] == "damage" and cell["format"] == lowest]
-    worst = sorted(cells, key=lambda cell: -cell["kl"])
-    total = sum(cell["kl"] for cell in cells) or 1.0
-    few = worst[: max(1, len(worst) // 10)]
-    named = ", ".join(f"{cell['place']} ({cell['kl']:.3g})" for cell in worst[:3])
-    size = f"{len(numbers['places'])} places in {len(numbers['formats'])} formats"
-    return (
-        f"{size}, for {numbers['cost']['share']:.1%} of the block runs of the naive way.",
-        f"At {lowest} most is lost in {named}; the worst tenth carries {sum(c['kl'] for c in few) / total:.0%} of all.",
-    )

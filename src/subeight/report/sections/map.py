@@ -55,8 +55,8 @@ def draw(records: list[Record]) -> list[Section]:
     for record in records:
         found = sensitivity(record)
         of = f": {words.shortened(facts.label_of(record), 28)}" if len(records) > 1 else ""
-        sections += [*_heat(found, of), *_curves(found, of), *_rescue(found, of), *_priors(found, of)]
-        sections += [*_controls(found, of), *_cost(found, of)]
+        sections += [*_heat(found, of), *_curves(found, of), *_rescue(found, of), *_added(found, of)]
+        sections += [*_priors(found, of), *_controls(found, of), *_cost(found, of)]
     return sections or [Section("The map", [paragraph("Nothing was measured yet.")])]
 
 
@@ -137,6 +137,17 @@ def _rescue(found: Sensitivity, of: str) -> list[Section]:
         " others' errors worse, below it they hide or mend its own. Open triangles: not above zero."
     )
     return [Section(f"Damage against rescue{of}", [Picture(map_figures.rescued(found), caption)])]
+
+
+def _added(found: Sensitivity, of: str) -> list[Section]:
+    if not found.added():
+        return []
+    caption = (
+        "To the right: the sum of what places lose alone. Up: what the model loses with all of them together, measured."
+        " On the dotted line losses simply add. What an allocation will lose is read off the mixtures, each place in"
+        " the format that a budget gave it."
+    )
+    return [Section(f"How single losses add up{of}", [Picture(map_figures.added(found), caption)])]
 
 
 def _priors(found: Sensitivity, of: str) -> list[Section]:
