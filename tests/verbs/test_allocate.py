@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from subeight.errors import InputError, SubeightError
+from subeight.evals.stats import Interval
 from subeight.formats import Format
+from subeight.map.interactions import Pair
 from subeight.map.mapfile import read_map
 from subeight.map.places import places_of
 from subeight.models.model import Model
 from subeight.recipes import load_recipe, resolve
 from subeight.records import Coordinates, Run
+from subeight.verbs import verification
 from subeight.verbs.allocate import allocate
 from subeight.verbs.options import Options
 from subeight.verbs.quantize import quantize
@@ -207,3 +210,27 @@ def test_a_recipe_for_vllm_has_one_scheme_per_fused_set_and_loads_in_plain_trans
         root = f"model.layers.{block}"
         for fused in ([f"{root}.self_attn.{x}_proj" for x in "qkv"], [f"{root}.mlp.{x}_proj" for x in ("gate", "up")]):
             assert len({schemes.get(name) for name in fused}) == 1
+
+
+def test_decided_again_with_the_pairs_and_the_better_one_stays(
+    mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two places are said to hurt each other more than all others together: both get more bits, and it is measured."""
+
+    def told(session: Session, question: object, tested: verification._Tested) -> list[Pair]:
+        formats = tested.decision.formats
+        a, b = sorted((name for name, format in formats.items() if format == FORMATS[-1]), key=len)[:2]
+        return [Pair(a, b, (0.1, 0.1), 9.2, Interval(9.0, 8.0, 10.0, 40, "t"))]
+
+    monkeypatch.setattr(verification, "_pairs", told)
+    result = allocate(str(mapped), "4 bits", verify=True, options=options(tmp_path / "out"))
+    seen = result.numbers["verified"]
+    corrected, pair = seen["corrected"], seen["pairs"][0]
+    moved = {change["place"]: (change["from"], change["to"]) for change in corrected["changes"]}
+    assert {pair["a"], pair["b"]} <= set(moved) and all(moved[pair[x]][0] == FORMATS[-1] for x in "ab")
+    assert corrected["taken"] == (corrected["kl"] < corrected["before"]["kl"])
+    assert seen["kl"] == min(corrected["kl"], corrected["before"]["kl"])
+    assert seen["checkpoint"].endswith("-corrected") == corrected["taken"]
+    rules = {rule.match: rule.weights for rule in load_recipe(result.numbers["recipe"]).rules}
+    assert result.numbers["bits_per_weight"] <= 4 and rules
+    assert any("Allocated again with the pairs" in line for line in result.lines)
