@@ -91,6 +91,19 @@ def test_mixtures_are_allocations_measured_as_wholes(model: Path, found: dict, t
     assert made.directory is not None and measured.numbers["kl"] == pytest.approx(row["kl"], rel=1e-3)
 
 
+@pytest.mark.parametrize("format", ["int4:g32:sym", "int2:g32:sym"])
+def test_a_whole_has_the_blocks_quantized_and_embeddings_as_they_were(
+    model: Path, found: dict, tmp_path: Path, format: str
+) -> None:
+    recipe = load_recipe("rtn-int4").model_copy(update={"weights": format})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    quantize(str(model), recipe=str(tmp_path / "recipe.yaml"), options=options(tmp_path, "uniform"))
+    measured = evaluate(
+        str(tmp_path / "uniform"), against=str(model), options=options(tmp_path, "evaluation", dtype="float32")
+    )
+    assert measured.numbers["kl"] == pytest.approx(found["numbers"]["whole"][format]["kl"], rel=1e-3)
+
+
 def test_the_prior_orders_small_errors(found: dict) -> None:
     assert found["numbers"]["priors"]["int8:g32:sym"]["prior"] > 0.7
 

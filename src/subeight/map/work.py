@@ -135,7 +135,15 @@ class State:
             if view == "floor":
                 computing = replace(computing, dtype=other_dtype(computing.dtype))
             self._suffixes[key] = Suffixes(model, computing, gauge=gauge, max_memory=job.max_memory)
+            if view == "rescue":
+                self._suffixes[key].keep_shell(self._outside(job.gauges[number]))
         return self._suffixes[key]
+
+    def _outside(self, gauge: Gauge | None) -> Variant:
+        """Embeddings and head of the baseline: in a whole only the blocks are quantized."""
+        exact = Suffixes(self.baseline, self._job.computing, gauge=gauge).shell
+        places = [place for place in self._job.places if place.linears[0].block is None]
+        return {name: exact.parameter(f"{name}.weight") for place in places for name in place.names}
 
     def prior(self) -> dict[str, Any]:
         """The expected losses, each format in its own gauge."""

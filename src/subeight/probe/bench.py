@@ -59,6 +59,11 @@ class Suffixes:
         self._kept.move_to_end(index)
         return self._kept[index]
 
+    def keep_shell(self, variant: Variant) -> None:
+        """Computes with these embeddings or this head from now on."""
+        self.shell = self.shell_with(variant)
+        self.head = self.shell.head()
+
     def shell_with(self, variant: Variant) -> Shell:
         """The shell, with other embeddings or another head; the block calls of both are the same."""
         shell = Shell(self.model, self.computing.dtype, self.computing.device, weights=False)
