@@ -121,9 +121,9 @@ def test_only_what_the_plan_names_is_tapped(checkpoint: Find, tmp_path: Path, mo
     tapped: list[str] = []
     gather = loop.gather
 
-    def watched(block, groups, batches, wanted):
+    def watched(block, groups, batches, wanted, exact=None):
         tapped.extend(group.name for group in groups)
-        return gather(block, groups, batches, wanted)
+        return gather(block, groups, batches, wanted, exact)
 
     monkeypatch.setattr(loop, "gather", watched)
     recipe = "{weights: 'int4:g32', methods: [rtn], rules: [{match: '*.1.mlp.down_proj', methods: [gptq]}]}"
@@ -148,3 +148,51 @@ def test_rules_decide_within_one_group(checkpoint: Find, tmp_path: Path) -> None
     kept = "model.layers.0.self_attn.v_proj"
     assert kept not in written.codes
     assert torch.equal(written.weights.read(f"{kept}.weight"), before.weights.read(f"{kept}.weight"))
+
+
+BASELINE = "{weights: 'int3:g32', methods: [MOVE {gptq: {target: baseline}}], tap: TAP}"
+
+
+def test_the_baselines_activations_run_beside_those_of_the_quantized_model(checkpoint: Find, tmp_path: Path) -> None:
+    source, ids = checkpoint("llama"), calibration(24)
+    lane = quantize(source, BASELINE.replace("MOVE", "").replace("TAP", "sequential"), tmp_path / "own", ids)
+    assert {row["notes"]["target"] for row in lane.outcomes().values()} == {"baseline"}
+    plain = quantize(source, "{weights: 'int3:g32', methods: [gptq]}", tmp_path / "plain", ids)
+    first = "model.layers.0.self_attn.q_proj"  # nothing was quantized before it
+    one, other = codes_of(tmp_path / "own"), codes_of(tmp_path / "plain")
+    assert torch.equal(one[first], other[first]) and same_codes(one, other) < 0.99
+    assert plain.drifts is False
+    exact = quantize(source, BASELINE.replace("MOVE", "").replace("TAP", "exact"), tmp_path / "exact", ids)
+    assert {row["notes"]["target"] for row in exact.outcomes().values()} == {"weight"}
+
+
+@pytest.mark.parametrize("move", ["", "awq,"])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_killed_beside_the_baseline_and_resumed(
+    checkpoint: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, move: str, on_disk: bool
+) -> None:
+    source, ids = checkpoint("llama"), calibration()
+    recipe = BASELINE.replace("MOVE", move).replace("TAP", "sequential")
+    quantize(source, recipe, tmp_path / "whole", ids)
+    real = Block.__call__
+    for call in range(1, 200, 7):
+        out, left = tmp_path / f"killed-{call}", iter(range(call))
+
+        def dying(block: Block, hidden: Tensor, given: tuple, left=left) -> Tensor:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return real(block, hidden, given)
+
+        settings = {"scratch": tmp_path / f"scratch-{call}"} if on_disk else {}
+        monkeypatch.setattr(Block, "__call__", dying)
+        try:
+            quantize(source, recipe, out, ids, **settings)
+            finished = True
+        except KeyboardInterrupt:
+            finished = False
+        monkeypatch.setattr(Block, "__call__", real)
+        if finished:
+            break
+        quantize(source, recipe, out, ids, **settings)
+        assert hashes(out) == hashes(tmp_path / "whole")
+    assert call > 7, "it was never killed"

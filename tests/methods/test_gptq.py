@@ -234,3 +234,57 @@ def test_beats_rounding_to_nearest(text):
     ]
     assert errors[0] < 0.8 * errors[1]
     assert errors[2] < 0.8 * errors[3]
+
+
+def drifted(seed=1):
+    """A problem whose baseline reads other inputs: a part of them has been lost on the way."""
+    problem = problems.make(rows=24, width=72, tokens=600)
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.eye(72) + 0.3 * torch.randn(72, 72, generator=generator) / 72**0.5
+    exact = problem.inputs @ mixing + 0.1 * torch.randn(problem.inputs.shape, generator=generator)
+    stats = problem.stats
+    stats.drift = 2 / 600 * (exact - problem.inputs).T @ problem.inputs
+    return problem, exact, stats
+
+
+def test_the_baselines_outputs_are_met_by_least_squares():
+    problem, exact, stats = drifted()
+    x, y = problem.inputs.double().numpy(), (exact.double() @ problem.weight.double().T).numpy()
+    damping = 0.01 * np.mean(np.diag(problem.hessian)) * len(x) / 2
+    # ridge around the weight itself: what no input says stays as it was
+    rest = y - x @ problem.weight.double().numpy().T
+    expected = problem.weight.double().numpy() + np.linalg.solve(x.T @ x + damping * np.eye(72), x.T @ rest).T
+    assert np.allclose(module._retargeted(problem.weight, stats, 0.01).numpy(), expected, atol=1e-5)
+
+
+def test_baseline_target_is_gptq_of_the_moved_weight_and_nearer_to_the_baselines_outputs():
+    problem, exact, stats = drifted()
+    format, notes = Format.parse("int4:g16"), {}
+    rounded = Gptq(target="baseline").round(problem.weight, format, stats, GENERATOR, notes)
+    moved = module._retargeted(problem.weight, stats, 0.01)
+    assert torch.equal(rounded.codes, Gptq().round(moved, format, problem.stats, GENERATOR).codes)
+    plain = Gptq().round(problem.weight, format, problem.stats, GENERATOR)
+    wanted = exact @ problem.weight.T
+    errors = [float((problem.inputs @ q.dequantize().T - wanted).square().sum()) for q in (rounded, plain)]
+    assert errors[0] < 0.5 * errors[1] and notes["target"] == "baseline"
+
+
+def test_without_a_drift_the_weight_is_the_target_and_it_says_so():
+    problem, notes = problems.make(), {}
+    format = Format.parse("int4:g16")
+    rounded = Gptq(target="baseline").round(problem.weight, format, problem.stats, GENERATOR, notes)
+    assert notes["target"] == "weight"
+    assert torch.equal(rounded.codes, Gptq().round(problem.weight, format, problem.stats, GENERATOR).codes)
+
+
+@pytest.mark.parametrize("wrong", [lambda d: d.T, lambda d: -d])
+def test_a_drift_the_wrong_way_would_be_seen(wrong):
+    problem, exact, stats = drifted()
+    right = module._retargeted(problem.weight, stats, 0.01)
+    stats.drift = wrong(stats.drift).contiguous()
+    wanted = exact @ problem.weight.T
+    errors = [
+        float((problem.inputs @ w.T - wanted).square().sum())
+        for w in (right, module._retargeted(problem.weight, stats, 0.01))
+    ]
+    assert errors[1] > 1.5 * errors[0]

@@ -72,15 +72,22 @@ class Lane:
         """Whether any linear of the blocks is decided by what it reads."""
         return any(needs(self.plan, structure.groups, moves=True, rounds=True) for structure in self.model.structures)
 
-    def quantize(self, block: Block, tap: Tap, *, live: bool = True) -> None:
+    @property
+    def drifts(self) -> bool:
+        """Whether a method of the blocks asks how far what it reads is from what the baseline reads."""
+        plan = self.plan
+        return any("drift" in needs(plan, s.groups, moves=True, rounds=True) for s in self.model.structures)
+
+    def quantize(self, block: Block, tap: Tap, *, live: bool = True, exact: Block | None = None) -> None:
         """Quantizes a block and writes its shard; `tap` gathers what groups of it read.
 
         A live block is this lane's own: it computes with what was rounded, in the end or (`tap: sequential`) as soon as
         it was. Otherwise it stays as it was, but for its moves, and the statistics are those from before them.
+        `exact` is the baseline's block where `tap` compares with it.
         """
         columns: dict[str, Tensor] = {}
         if moving(self.plan, block):
-            columns = move_block(block, self._folds[block.index], self.plan, tap, self._limit())
+            columns = move_block(block, self._folds[block.index], self.plan, tap, self._limit(), exact)
         done = Rounded()
         staged = live and self.plan.tap == "sequential"
         for stage in block.structure.stages if staged else [list(block.structure.groups)]:

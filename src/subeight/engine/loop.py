@@ -54,7 +54,14 @@ def run(model: Model, jobs: Sequence[Job], ids: Tensor | None, settings: Setting
 
 
 def _stream(
-    model: Model, lanes: Sequence[Lane], ids: Tensor, shell: Shell, settings: Settings, finished: int
+    model: Model,
+    lanes: Sequence[Lane],
+    ids: Tensor,
+    shell: Shell,
+    settings: Settings,
+    finished: int,
+    *,
+    exact: bool = False,
 ) -> Stream:
     def first() -> Iterator[Tensor]:
         return embedded(shell, ids, settings.batch)
@@ -67,15 +74,17 @@ def _stream(
         "ids": hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest(),
         "settings": [str(settings.dtype), str(settings.device), settings.batch, settings.seed],
         "threads": torch.get_num_threads(),
+        **({"exact": True} if exact else {}),
     }
     return DiskStream(settings.scratch / f"stream-{fingerprint(depends_on)}", first, finished)
 
 
-def _tap_of(block: Block, stream: Stream, shell: Shell) -> Tap:
-    """Gathers what groups of the block read of the stream."""
+def _tap_of(block: Block, stream: Stream, shell: Shell, exact: tuple[Block, Stream] | None = None) -> Tap:
+    """Gathers what groups of the block read of the stream; `exact` are the baseline's block and stream beside it."""
 
     def tap(groups: Sequence[InputGroup], wanted: frozenset[str]) -> dict[str, Stats]:
-        return gather(block, groups, stream.batches(shell, block.index), wanted)
+        beside = None if exact is None else (exact[0], exact[1].batches(shell, block.index))
+        return gather(block, groups, stream.batches(shell, block.index), wanted, beside)
 
     return tap
 
@@ -88,20 +97,42 @@ def _run_own(
         advance(count)
         return
     stream = _stream(model, [lane], ids, shell, settings, finished)
-    advance(stream.position)
-    for index in range(stream.position, count):
+    # the baseline's states beside it are moved on last, so after a kill they are never ahead
+    exact = _stream(model, [lane], ids, shell, settings, finished, exact=True) if lane.drifts else None
+    start = stream.position if exact is None else exact.position
+    advance(start)
+    for index in range(start, count):
         began = time.monotonic()
-        if index < finished:
-            block = Block(model, index, settings.dtype, settings.device, written=lane.written(index))
-        else:
-            block = Block(model, index, settings.dtype, settings.device, keep=True)
-            lane.quantize(block, _tap_of(block, stream, shell))
-            block.stored.clear()
-        if index < count - 1:
-            stream.advance(block, shell)
+        other = None if exact is None else Block(model, index, settings.dtype, settings.device)
+        last = index == count - 1
+        if stream.position == index:
+            block = _own_block(model, lane, index, settings)
+            if index >= finished:
+                _decide(lane, block, stream, shell, None if other is None or exact is None else (other, exact))
+            if not last:
+                stream.advance(block, shell)
+        if exact is not None and other is not None and not last:
+            exact.advance(other, shell)
         lane.seconds += time.monotonic() - began
         advance()
-    stream.close()
+    for used in (stream, exact):
+        if used is not None:
+            used.close()
+
+
+def _decide(lane: Lane, block: Block, stream: Stream, shell: Shell, exact: tuple[Block, Stream] | None) -> None:
+    """Quantizes a block by what it reads, and by what the baseline reads where that is asked for."""
+    if exact is not None and moving(lane.plan, block):
+        exact = (_copied(exact[0]), exact[1])  # its states must not depend on whether a run was resumed
+    lane.quantize(block, _tap_of(block, stream, shell, exact), exact=None if exact is None else exact[0])
+    block.stored.clear()
+
+
+def _own_block(model: Model, lane: Lane, index: int, settings: Settings) -> Block:
+    """The block as it was written, or to be decided about."""
+    if index < lane.finished:
+        return Block(model, index, settings.dtype, settings.device, written=lane.written(index))
+    return Block(model, index, settings.dtype, settings.device, keep=True)
 
 
 def _run_shared(

@@ -29,11 +29,13 @@ def moving(plan: Plan, block: Block) -> dict[str, list[Move]]:
     return found
 
 
-def move_block(block: Block, folds: Sequence[Fold], plan: Plan, tap: Tap, limit: int) -> dict[str, Tensor]:
+def move_block(
+    block: Block, folds: Sequence[Fold], plan: Plan, tap: Tap, limit: int, exact: Block | None = None
+) -> dict[str, Tensor]:
     """Applies the plan's moves to the block; returns, by group, what its input channels are divided by now.
 
     Every scale is found on the block as it was, in chunks of groups whose Hessians stay under `limit` bytes, and
-    then all are applied: the chunks do not change the result.
+    then all are applied: the chunks do not change the result. `exact`, the baseline's own, goes along.
     """
     wanted = moving(plan, block)
     folds = [fold for fold in folds if not fold.groups.isdisjoint(wanted)]
@@ -51,7 +53,9 @@ def move_block(block: Block, folds: Sequence[Fold], plan: Plan, tap: Tap, limit:
                 scales[at] = _diagonal(block, fold, wanted[mine[0]], plan, gathered.pop(at))
     columns: dict[str, Tensor] = {}
     for at, fold in enumerate(folds):
-        apply(block, fold, scales[at])
+        for moved in (block, exact):
+            if moved is not None:
+                apply(moved, fold, scales[at])
         divided = scales[at][torch.tensor(fold.channels, device=scales[at].device)]
         columns |= dict.fromkeys(fold.groups, divided)
     return columns
@@ -68,7 +72,8 @@ def joined(one: Stats, other: Stats) -> Stats:
     absmax = None
     if one.absmax is not None and other.absmax is not None:
         absmax = torch.maximum(one.absmax, other.absmax)
-    return Stats(count, mean(one.hessian, other.hessian), absmax, mean(one.absmean, other.absmean))
+    drift = mean(one.drift, other.drift)
+    return Stats(count, mean(one.hessian, other.hessian), absmax, mean(one.absmean, other.absmean), drift)
 
 
 def _diagonal(block: Block, fold: Fold, moves: Sequence[Move], plan: Plan, stats: Stats) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-GATHERED = frozenset({"hessian", "absmax", "absmean"})
+GATHERED = frozenset({"hessian", "absmax", "absmean", "drift"})
 
 
 @dataclass
@@ -23,6 +23,8 @@ class Stats:
     hessian: Float[Tensor, "in in"] | None = None  # 2 / count * X^T X, float32
     absmax: Float[Tensor, " in"] | None = None
     absmean: Float[Tensor, " in"] | None = None
+    # 2 / count * (X' - X)^T X, where the baseline reads X' in place of X; None where it reads the same
+    drift: Float[Tensor, "in in"] | None = None
 
     @classmethod
     def from_inputs(cls, inputs: Float[Tensor, "... in"], needs: Collection[str] = GATHERED) -> Stats:
@@ -44,4 +46,5 @@ class Stats:
             hessian=None if self.hessian is None else self.hessian / s / s[:, None],
             absmax=None if self.absmax is None else self.absmax / s.abs(),
             absmean=None if self.absmean is None else self.absmean / s.abs(),
+            drift=None if self.drift is None else self.drift / s / s[:, None],
         )

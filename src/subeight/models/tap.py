@@ -1,6 +1,7 @@
 """Statistics of what the linears of a block read, gathered while the block runs over the calibration batches."""
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ class _Gatherer:
         self.hessian = torch.zeros(width, width, device=device) if "hessian" in needs else None
         self.absmax = torch.zeros(width, device=device) if "absmax" in needs else None
         self.abssum = torch.zeros(width, device=device) if "absmean" in needs else None
+        self.drift = torch.zeros(width, width, device=device) if "drift" in needs else None
 
-    def add(self, value: Tensor) -> None:
+    def add(self, value: Tensor, exact: Tensor | None = None) -> None:
+        """One input of the group, and what the baseline reads in its place."""
         x = value.reshape(-1, value.shape[-1])
         self.count += x.shape[0]
         if not x.shape[0]:
@@ -35,6 +38,9 @@ class _Gatherer:
             torch.maximum(self.absmax, x.abs().amax(0).float(), out=self.absmax)
         if self.abssum is not None:
             self.abssum += wide.abs().sum(0)
+        if self.drift is not None and exact is not None:
+            with exact_products(torch.float32):
+                self.drift.addmm_((exact.reshape(x.shape).float() - wide).T, wide)
 
     def stats(self) -> Stats:
         count = max(self.count, 1)
@@ -43,38 +49,58 @@ class _Gatherer:
             hessian=None if self.hessian is None else self.hessian.mul_(2 / count),
             absmax=self.absmax,
             absmean=None if self.abssum is None else self.abssum / count,
+            drift=None if self.drift is None else self.drift.mul_(2 / count),
         )
 
 
-def gather(
-    block: Block, groups: Sequence[InputGroup], batches: Iterable[tuple[Tensor, Call]], needs: Collection[str]
-) -> dict[str, Stats]:
-    """Runs the block over `batches` (hidden state [batch, length, width], its call) and taps `groups`.
+Batches = Iterable[tuple[Tensor, Call]]  # hidden states [batch, length, width], and the block's other arguments
 
-    The forward stops where nothing more is wanted; experts cannot tell who comes last and run to the end.
+
+def gather(
+    block: Block,
+    groups: Sequence[InputGroup],
+    batches: Batches,
+    needs: Collection[str],
+    exact: tuple[Block, Batches] | None = None,
+) -> dict[str, Stats]:
+    """Runs the block over `batches` and taps `groups`.
+
+    `exact`, the baseline's block and its own states of the same text, is what `drift` compares with; without it there
+    is none. An expert has none either: its tokens are others there. The forward stops where nothing more is wanted;
+    experts cannot tell who comes last and run to the end.
     """
-    gatherers = {group.name: _Gatherer(group.width, needs, block.device) for group in groups}
+    beside = exact is not None and "drift" in needs
+    wanted = {group.name: set(needs) - (set() if beside and not group.is_expert else {"drift"}) for group in groups}
+    gatherers = {group.name: _Gatherer(group.width, wanted[group.name], block.device) for group in groups}
+    shared = [group for group in groups if not group.is_expert]
+    others = exact[1] if exact is not None and beside else repeat(None)
+    for (hidden, call), other in zip(batches, others, strict=False):
+        baseline = _read(exact[0], shared, *other) if exact is not None and other is not None else {}
+        for name, value in _read(block, groups, hidden, call).items():
+            gatherers[name].add(value, baseline.get(name))
+    return {name: gatherer.stats() for name, gatherer in gatherers.items()}
+
+
+def _read(block: Block, groups: Sequence[InputGroup], hidden: Tensor, call: Call) -> dict[str, Tensor]:
+    """What each group reads of one batch, by name."""
     by_weight = {block.weight(view).data_ptr(): group for group in groups for view in group.linears}
     endless = any(group.is_expert for group in groups)
-    waiting: set[str] = set()
+    found: dict[str, Tensor] = {}
 
     def seen(weight: Tensor, value: Tensor, _transposed: bool) -> None:
         group = by_weight.get(weight.data_ptr())
-        if group is None or group.name not in waiting:
+        if group is None or group.name in found:
             return
-        gatherers[group.name].add(value)
-        waiting.discard(group.name)
-        if not waiting and not endless:
+        found[group.name] = value
+        if len(found) == len(groups) and not endless:
             raise StopForward
 
-    for hidden, call in batches:
-        waiting.update(gatherers)
-        try:
-            with Watcher(seen):
-                block(hidden, call)
-        except StopForward:
-            pass
-    return {name: gatherer.stats() for name, gatherer in gatherers.items()}
+    try:
+        with Watcher(seen):
+            block(hidden, call)
+    except StopForward:
+        pass
+    return found
 
 
 def chunks(groups: Sequence[InputGroup], limit: int, needs: Collection[str]) -> list[list[InputGroup]]:
@@ -84,7 +110,7 @@ def chunks(groups: Sequence[InputGroup], limit: int, needs: Collection[str]) -> 
     found: list[list[InputGroup]] = [[]]
     used = 0
     for group in groups:
-        size = 4 * group.width**2
+        size = 4 * group.width**2 * (1 + ("drift" in needs))
         if found[-1] and used + size > limit:
             found.append([])
             used = 0

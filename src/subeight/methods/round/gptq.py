@@ -10,6 +10,9 @@ the columns before k were left with (Chee et al. 2023, https://arxiv.org/abs/230
 Cholesky of H itself, no inverse, and errors are read instead of every later column being written. D also says
 what rounding each column will cost in the end, and so how far the range of a group is worth clipping
 (`search: output`).
+
+`target: baseline` is the asymmetric calibration of GPTAQ (Li et al. 2025, https://arxiv.org/abs/2504.02692) in closed
+form: the error of the inputs counts too, which moves the weight that is rounded and nothing else.
 """
 
 from __future__ import annotations
@@ -55,10 +58,17 @@ class Gptq(Round):
         choices=SEARCHES,
     )
 
+    target: str = option(
+        "weight",
+        "what the outputs are compared with: the weight on the inputs that it gets, or (`baseline`) on those that the "
+        "baseline would get, so that errors of earlier layers are made up for (GPTAQ)",
+        choices=("weight", "baseline"),
+    )
+
     @property
     def needs(self) -> frozenset[str]:
-        """The Hessian, always."""
-        return frozenset({"hessian"})
+        """The Hessian, always; against the baseline's outputs, how far its inputs are."""
+        return frozenset({"hessian"}) | ({"drift"} if self.target == "baseline" else frozenset())
 
     @override
     def round(
@@ -85,6 +95,9 @@ class Gptq(Round):
             order = torch.arange(weight.shape[1], device=weight.device)
         notes["dead"] = int((diagonal == 0).sum())
         feedback, costs = self._factor(stats.hessian, order, notes)
+        if self.target == "baseline":
+            notes["target"] = "weight" if stats.drift is None else "baseline"
+            weight = _retargeted(weight, stats, float(notes["damping"]))
         if self.search == "output":
             scales = find_scales(weight, format, search="mse", importance=costs)
         else:
@@ -125,6 +138,20 @@ class Gptq(Round):
             f"gptq could not factor a Hessian even with damping {damping:g} of its mean diagonal; "
             "give more calibration text, or raise damping or attempts."
         )
+
+
+def _retargeted(weight: Float[Tensor, "out in"], stats: Stats, damping: float) -> Float[Tensor, "out in"]:
+    """The weight that on these inputs X comes nearest to the given one on the baseline's X'.
+
+    |Q X - W X'|^2 = |(Q - W') X|^2 + what no Q changes, with W' = W + W (X' - X)^T X H^-1: least squares, once.
+    """
+    if stats.drift is None or stats.hessian is None:
+        return weight
+    damped = stats.hessian.double()
+    mean = float(damped.diagonal().mean()) or 1.0
+    damped.diagonal().add_(damping * mean).masked_fill_(damped.diagonal() == 0, mean)
+    across = torch.linalg.solve(damped, stats.drift.double().T).T
+    return (weight.double() + weight.double() @ across).float()
 
 
 def _feedback_and_costs(
