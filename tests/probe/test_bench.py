@@ -1,9 +1,11 @@
 """Variants measured together: each loses what it loses alone, and what is unchanged loses exactly nothing."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from subeight.models.align import align
 from subeight.models.block import Block
@@ -13,7 +15,7 @@ from subeight.probe.probe import Probe
 from subeight.probe.swaps import Swaps
 from subeight.text import evaluate_set
 from tests.probe.mixtures import COMPUTING, question_of, rounded_copy
-from tests.verbs.small import write_text
+from tests.verbs.small import save_llama, write_text
 
 
 @pytest.fixture(params=["llama", "mixtral"])
@@ -96,3 +98,27 @@ def test_the_rise_of_the_nll_is_measured_too(pair, tmp_path: Path) -> None:
     question = question_of(baseline, tmp_path)
     probe = Probe(baseline, candidate, align(baseline, candidate), question, COMPUTING, metric="nll")
     assert loss.value == pytest.approx(probe.damage(Swaps(weights=frozenset(names))).value, rel=1e-3, abs=1e-6)
+
+
+def test_a_tied_head_goes_with_the_embeddings(tmp_path: Path) -> None:
+    baseline = Model(save_llama(tmp_path / "tied", num_hidden_layers=3, tie_word_embeddings=True))
+    name = "model.embed_tokens"
+    weight = baseline.weights.read(f"{name}.weight").float()
+    changed = weight + 0.05 * weight.flip(0)
+    (tmp_path / "other").mkdir()
+    for path in (tmp_path / "tied").iterdir():
+        shutil.copy(path, tmp_path / "other")
+    tensors = load_file(tmp_path / "other" / "model.safetensors")
+    tensors[f"{name}.weight"] = changed.to(tensors[f"{name}.weight"].dtype)
+    save_file(tensors, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    candidate = Model(tmp_path / "other")
+    probe = Probe(baseline, candidate, align(baseline, candidate), question_of(baseline, tmp_path), COMPUTING)
+    suffixes = Suffixes(baseline, COMPUTING)
+    bench = Bench(suffixes, evaluation(baseline, tmp_path))
+    same, other = bench.measure(-1, [{name: weight}, {name: changed}])
+    assert not same.total.any() and other.total == pytest.approx(probe.whole().total, rel=1e-2, abs=1e-6)
+    suffixes.keep_shell({name: changed})
+    kept = Bench(
+        suffixes, evaluation(baseline, tmp_path), against=Bench(Suffixes(baseline, COMPUTING), bench._evaluation)
+    )
+    assert kept.measure(0, [{}])[0].total == pytest.approx(other.total, rel=1e-3, abs=1e-7)

@@ -65,12 +65,15 @@ class Suffixes:
         self.head = self.shell.head()
 
     def shell_with(self, variant: Variant) -> Shell:
-        """The shell, with other embeddings or another head; the block calls of both are the same."""
+        """The shell, with other embeddings or another head; the block calls of both are the same.
+
+        A head that is tied to the embeddings goes with them.
+        """
         shell = Shell(self.model, self.computing.dtype, self.computing.device, weights=False)
-        given = {f"{name}.weight": value for name, value in variant.items()}
+        given = {self.shell.parameter(f"{name}.weight").data_ptr(): value for name, value in variant.items()}
         for name in self._shell_names:
-            value = given.get(name)
-            shell.replace(name, self.shell.parameter(name) if value is None else value)
+            own = self.shell.parameter(name)
+            shell.replace(name, given.get(own.data_ptr(), own))
         return shell
 
 
