@@ -2,17 +2,17 @@
 
     python -m benchmarks.allocations --out DIR [--threads 2] [--peers DIR]
 
-One map with GPTQ's codes (`subeight map --recipe gptq-int4`), asymmetric below 8 bits. Every rival is made of these
-same codes, only which place gets which format differs, so what is compared is the allocation. The budgets are
-measured on the map's own text too, for the intervals; everything is measured on text that neither map nor calibration
-saw. `--peers` holds the choices that `peers/bits_autoscheme.py` and `peers/bits_modelopt.py` wrote. Killed, it goes
-on.
+One map of nine formats with GPTQ's codes (`subeight map --recipe gptq-int4`), asymmetric below 8 bits. Every rival is
+made of these same codes, only which place gets which format differs, so what is compared is the allocation. The
+budgets are measured on the map's own text too, for the intervals; everything is measured on text that neither map nor
+calibration saw. `--peers` holds the choices that `peers/bits_autoscheme.py` and `peers/bits_modelopt.py` wrote.
+Killed, it goes on.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from subeight.evals.passes import Computing
 from subeight.evals.stats import paired_ratio
 from subeight.formats import Format
 from subeight.map.budget import parse_budget
+from subeight.map.choices import wishes
 from subeight.map.decision import Decision
 from subeight.map.ledger import MIXTURE, Ledger
 from subeight.map.mapfile import MapFile, read_map
@@ -36,8 +37,9 @@ from subeight.models.model import Model
 from subeight.sweep import hire
 from subeight.text import EvaluationSet, evaluate_set
 
-TOKENS, WINDOW, HELD_OUT, HELD_WINDOW = 4096, 128, 8192, 512
-FORMATS = ("int8", "int4:g64:asym", "int3:g64:asym", "int2:g64:asym")
+TOKENS, WINDOW, HELD_OUT, HELD_WINDOW, SHARE = 4096, 128, 4096, 512, 0.07
+PLAIN = ("int8:g64:sym", "int4:g64:asym", "int3:g64:asym", "int2:g64:asym")  # what rivals choose from
+FINER = ("int6:g64:asym", "int5:g64:asym", "int3:g32:asym", "int2:g32:asym", "int2:g128:asym")
 COMPARED = (2.5, 3.0, 3.5, 4.0)
 BUDGETS = (2.4, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.5, 5.5)
 OWN, OTHER = "map", "held out"
@@ -54,10 +56,15 @@ def main() -> None:
     options = subeight.Options(
         out=arguments.out / "map", eval_tokens=TOKENS, eval_window=WINDOW, threads=arguments.threads
     )
-    seconds = subeight.map("smollm2", FORMATS, recipe="gptq-int4", rescue=(), options=options).record.seconds
+    result = subeight.map("smollm2", (*PLAIN, *FINER), recipe="gptq-int4", rescue=(), share=SHARE, options=options)
     found = read_map(arguments.out / "map")
     decisions = {bits: Decision(found, parse_budget(f"{bits} bits")) for bits in BUDGETS}
     asked = {f"{bits} bits": decision.formats for bits, decision in decisions.items()}
+    few = wishes([f"*={format}" for format in FINER], found, "--forbid")
+    asked |= {
+        f"of four formats, {bits} bits": Decision(found, parse_budget(f"{bits} bits"), forbids=few).formats
+        for bits in COMPARED
+    }
     asked |= {f"uniform {format}": uniform(found, format) for format in found.formats}
     asked |= {name: formats for bits in COMPARED for name, formats in heuristics(found, bits)}
     recipes = {name: by_linear(found, formats) for name, formats in asked.items()}
@@ -68,7 +75,7 @@ def main() -> None:
         "predicted": [row(decisions[bits], measured) for bits in BUDGETS],
         "compared": [against(found, bits, recipes, measured[OTHER]) for bits in COMPARED],
         "all": {name: facts(formats, measured, name) for name, formats in recipes.items()},
-        "map_seconds": seconds,
+        "map": {**result.numbers["cost"], "seconds": result.record.seconds},
     }
     write_result("allocations", numbers, threads=arguments.threads, own_tokens=TOKENS, heldout_tokens=HELD_OUT)
 
@@ -87,7 +94,7 @@ def bits_of(formats: Formats) -> float:
 
 def heuristics(found: MapFile, bits: float) -> Iterator[tuple[str, Formats]]:
     """The widest uniform recipe that fits, and as much one format wider as fits too: from both ends, or down_proj."""
-    order = found.formats
+    order = PLAIN
     at = next(n for n, format in enumerate(order) if bits_of(by_linear(found, uniform(found, format))) <= bits)
     blocks = max(place.block for place in found.places if place.block is not None) + 1
     ends = sorted((p for p in found.places if p.inside), key=lambda p: min(p.block, blocks - 1 - p.block))
@@ -103,7 +110,7 @@ def heuristics(found: MapFile, bits: float) -> Iterator[tuple[str, Formats]]:
 
 def peers(found: MapFile, folder: Path | None) -> Iterator[tuple[str, Formats]]:
     """What other tools chose, linear by linear; embeddings and head are kept."""
-    widths = {format.split(":")[0]: format for format in found.formats}
+    widths = {format.split(":")[0]: format for format in PLAIN}
     kept = {name: None for place in found.places if not place.inside for name in place.linears}
     for path in sorted(folder.glob("*.json")) if folder else ():
         content = json.loads(path.read_text())
@@ -180,15 +187,15 @@ def against(found: MapFile, bits: float, recipes: dict[str, Formats], measured: 
     """One budget on held-out text: the uniform neighbours interpolated, and the ratio to every rival of this size."""
     mine = measured[f"{bits} bits"]
     size = bits_of(recipes[f"{bits} bits"])
-    known = sorted((bits_of(recipes[f"uniform {f}"]), measured[f"uniform {f}"].value) for f in found.formats)
-    between = float(np.exp(np.interp(size, [x for x, _ in known], [math.log(y) for _, y in known])))
+    plain, every = (_between(size, formats, recipes, measured) for formats in (PLAIN, found.formats))
     rivals = [name for name in recipes if name.endswith(f", {bits} bits")]
     return {
         "budget": bits,
         "bits_per_weight": size,
         "kl": mine.value,
-        "uniform_interpolated": between,
-        "ratio": mine.value / between,
+        "uniform_interpolated": plain,
+        "ratio": mine.value / plain,
+        "ratio_to_all_uniform": mine.value / every,
         "rivals": {
             name: {
                 "bits_per_weight": bits_of(recipes[name]),
@@ -198,6 +205,12 @@ def against(found: MapFile, bits: float, recipes: dict[str, Formats], measured: 
             for name in rivals
         },
     }
+
+
+def _between(size: float, formats: Sequence[str], recipes: dict[str, Formats], measured: dict[str, Loss]) -> float:
+    """The loss at a size between the two uniform recipes beside it, in its logarithm."""
+    known = sorted((bits_of(recipes[f"uniform {f}"]), measured[f"uniform {f}"].value) for f in formats)
+    return float(np.exp(np.interp(size, [x for x, _ in known], [math.log(y) for _, y in known])))
 
 
 def _ratio(mine: Loss, other: Loss) -> dict:
