@@ -233,4 +233,6 @@ def test_decided_again_with_the_pairs_and_the_better_one_stays(
     assert seen["checkpoint"].endswith("-corrected") == corrected["taken"]
     rules = {rule.match: rule.weights for rule in load_recipe(result.numbers["recipe"]).rules}
     assert result.numbers["bits_per_weight"] <= 4 and rules
+    doubts = {choice["place"]: " ".join(choice["doubts"]) for choice in result.numbers["choices"]}
+    assert all("strong interaction: with" in doubts[pair[x]] for x in "ab")
     assert any("Allocated again with the pairs" in line for line in result.lines)

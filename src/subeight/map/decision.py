@@ -12,6 +12,7 @@ from subeight.map.budget import Budget
 from subeight.map.choices import Unit, Wish
 from subeight.map.explain import Explainer
 from subeight.map.front import front, measured, rivals
+from subeight.map.interactions import Pair, doubts_of
 from subeight.map.mapfile import MapFile
 from subeight.map.prediction import Expected, Formats, Prediction
 from subeight.map.spend import decidable, spent
@@ -65,9 +66,12 @@ class Decision:
         pairs = ((name, format, other.formats[name]) for name, format in self.formats.items())
         return [{"place": name, "from": a, "to": b} for name, a, b in pairs if a != b]
 
-    def numbers(self, plan: Plan) -> dict[str, Any]:
-        """What a record says of it."""
+    def numbers(self, plan: Plan, pairs: Sequence[Pair] = ()) -> dict[str, Any]:
+        """What a record says of it; `pairs` are interactions that were measured."""
         price = worth(self.units, self.made.cost)
+        choices, doubts = Explainer(self.found, self.made, price).choices(), doubts_of(pairs)
+        for choice in choices:
+            choice["doubts"] += doubts.get(choice["place"], [])
         expected, budget = self.expected, self.budget
         return {
             "map": {"directory": str(self.found.path), "hash": self.found.hash},
@@ -76,7 +80,7 @@ class Decision:
             "pins": [wish.text for wish in self.pins],
             "forbids": [wish.text for wish in self.forbids],
             "metric": self.found.metric,
-            "choices": Explainer(self.found, self.made, price).choices(),
+            "choices": choices,
             "worth": price,
             "bits_per_weight": plan.bits_per_weight,
             "bytes": plan.bytes,

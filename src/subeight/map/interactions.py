@@ -63,6 +63,18 @@ def interactions(
     return sorted(pairs, key=lambda pair: -abs(pair.interaction.value))
 
 
+def doubts_of(pairs: Sequence[Pair]) -> dict[str, list[str]]:
+    """What the sum of single losses does not say of a place, by its name."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        for place, other in ((pair.a, pair.b), (pair.b, pair.a)) if pair.is_real else ():
+            extra = pair.interaction.value
+            how = "more" if extra > 0 else "less"
+            said = f"strong interaction: with {other} it loses {abs(extra):.3g} {how} than both alone"
+            found.setdefault(place, []).append(said)
+    return found
+
+
 def with_pairs(found: MapFile, pairs: Sequence[Pair], formats: Mapping[str, str | None]) -> MapFile:
     """The map with half of every real interaction in either cell, as these formats have it; no loss below 0."""
     cells = dict(found.cells)

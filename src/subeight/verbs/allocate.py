@@ -9,6 +9,7 @@ from subeight.errors import InputError, RecordError
 from subeight.map.budget import parse_budget
 from subeight.map.choices import wishes
 from subeight.map.decision import Decision
+from subeight.map.interactions import Pair
 from subeight.map.mapfile import MapFile, read_map
 from subeight.models.model import Model
 from subeight.recipes.engines import ENGINES
@@ -63,14 +64,15 @@ def allocate(
     identity = {"coordinates": point.model_dump(), "map": found.hash, "budget": asked.text, "verify": verify}
     identity |= {"engine": engine, "pins": list(pins), "forbids": list(forbids)}
     with session.run(opened, identity) as run:
-        verified = None
+        verified: dict[str, Any] | None = None
+        pairs: list[Pair] = []
         if verify:
-            decision, verified = verification(session, opened, decision, run)
+            decision, pairs, verified = verification(session, opened, decision, run)
             _, plan = planned_recipe(opened, decision.recipe, options, engine=engine)
             point = point.model_copy(update={"recipe": plan.fingerprint})
         atomic_write(run.directory / "recipe.yaml", decision.recipe.to_yaml())
         recipe = {"recipe": str(run.directory / "recipe.yaml")}
-        numbers = {**decision.numbers(plan), **recipe, "verified": verified}
+        numbers = {**decision.numbers(plan, pairs), **recipe, "verified": verified}
         record = session.record(point, numbers, subject=subject, settings=settings)
         return finish(run, record, _lines(numbers))
 

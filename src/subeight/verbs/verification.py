@@ -43,8 +43,10 @@ class _Tested:
     loss: Loss
 
 
-def verification(session: Session, model: Model, decision: Decision, run: Run) -> tuple[Decision, dict[str, Any]]:
-    """The decision that stays, and the numbers of `verified`; the checkpoints stay in the run.
+def verification(
+    session: Session, model: Model, decision: Decision, run: Run
+) -> tuple[Decision, list[Pair], dict[str, Any]]:
+    """The decision that stays, the pairs, and the numbers of `verified`; the checkpoints stay in the run.
 
     Raises:
         RecordError: the map's evaluation text cannot be made again.
@@ -74,7 +76,7 @@ def verification(session: Session, model: Model, decision: Decision, run: Run) -
         "corrected": corrected,
         "checkpoint": str(tested.directory),
     }
-    return tested.decision, numbers
+    return tested.decision, pairs, numbers
 
 
 def _tested(session: Session, question: Question, decision: Decision, run: Run, name: str) -> _Tested:
