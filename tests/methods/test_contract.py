@@ -49,7 +49,7 @@ def test_says_what_it_is(name):
     assert made.move in MOVES
     assert made.scope in ("linear", "group", "block", "model")
     assert build(name).needs <= GATHERED
-    assert re.search(r"https://arxiv\.org/abs/\d{4}\.\d{5}", module.__doc__), "name the paper"
+    assert re.search(r"https://\S+", module.__doc__), "name the paper"
     assert made.__doc__
 
 
