@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -14,6 +14,7 @@ from subeight.errors import FormatError
 from subeight.formats import Format, QTensor, quantize
 from subeight.formats.scales import Scales, storable
 from subeight.methods.base import Method, Move, Round
+from subeight.methods.tune import BlockTask, Tune
 from subeight.models.stats import Stats
 
 FORMATS = (
@@ -79,6 +80,31 @@ def check_round(method: Round, format: Format) -> None:
         assert torch.equal(rounded.rows(0, 7).dequantize(), upper.dequantize())
     with pytest.raises(FormatError):
         _round(method, weight.masked_fill(torch.eye(len(weight), WIDTH, dtype=torch.bool), math.nan), format, stats)
+
+
+def check_tune(method: Tune, format: Format) -> None:
+    """Codes on the grid for every weight of a block, the same for the same seed, never worse than plain rounding."""
+    weights = {name: problem(rows, seed=seed)[0] for seed, (name, rows) in enumerate((("one", 24), ("two", 16)))}
+    batches = problem()[1].split(172)
+    before = {name: weight.clone() for name, weight in weights.items()}
+
+    def output(given: Mapping[str, Tensor], number: int) -> Tensor:
+        return torch.cat([batches[number] @ given[name].T for name in weights], 1).tanh()[None]
+
+    targets = [output(weights, number) for number in range(len(batches))]
+    task = BlockTask(weights, dict.fromkeys(weights, format), targets, output)
+    one, other = (method.tune(task, torch.Generator().manual_seed(7), {}) for _ in range(2))
+    assert one.keys() == weights.keys()
+    for name, rounded in one.items():
+        _check_grid(rounded, format, tuple(weights[name].shape))
+        _check_values(rounded)
+        assert _same(rounded, other[name]) and torch.equal(weights[name], before[name])
+        assert not rounded.dequantize().requires_grad
+    found, plain = (
+        sum(float(task.loss({name: q.dequantize() for name, q in codes.items()}, n)) for n in range(len(batches)))
+        for codes in (one, {name: quantize(weight, format) for name, weight in weights.items()})
+    )
+    assert found <= plain * (1 + 1e-6)
 
 
 def check_move(method: Move, formats: list[Format | None], inputs_format: Format | None) -> None:

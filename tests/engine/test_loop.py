@@ -161,7 +161,7 @@ def test_the_baselines_activations_run_beside_those_of_the_quantized_model(check
     first = "model.layers.0.self_attn.q_proj"  # nothing was quantized before it
     one, other = codes_of(tmp_path / "own"), codes_of(tmp_path / "plain")
     assert torch.equal(one[first], other[first]) and same_codes(one, other) < 0.99
-    assert plain.drifts is False
+    assert not plain.compares
     exact = quantize(source, BASELINE.replace("MOVE", "").replace("TAP", "exact"), tmp_path / "exact", ids)
     assert {row["notes"]["target"] for row in exact.outcomes().values()} == {"weight"}
 
@@ -196,3 +196,33 @@ def test_killed_beside_the_baseline_and_resumed(
         quantize(source, recipe, out, ids, **settings)
         assert hashes(out) == hashes(tmp_path / "whole")
     assert call > 7, "it was never killed"
+
+
+@pytest.mark.parametrize("tap", ["sequential", "exact"])
+def test_a_block_rounded_as_a_whole_is_nearer_to_the_baselines_output(
+    checkpoint: Find, tmp_path: Path, tap: str
+) -> None:
+    source, ids = checkpoint("llama"), calibration(24)
+    recipe = f"{{weights: 'int2:g32:asym', methods: [{{signround: {{steps: 24}}}}], tap: {tap}}}"
+    lane = quantize(source, recipe, tmp_path / "one", ids)
+    assert lane.compares and len(codes_of(tmp_path / "one")) == 14
+    quantize(source, recipe, tmp_path / "two", ids)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    quantize(source, "{weights: 'int2:g32:asym', methods: [rtn]}", tmp_path / "plain", ids)
+    baseline, shell = Model(source), Shell(Model(source), torch.float32)
+    hidden, call = shell.embed(ids), shell.call(tuple(ids.shape), 0)
+    exact, whole, plain = (
+        Block(Model(path), 0, torch.float32)(hidden, call)
+        for path in (baseline.directory, tmp_path / "one", tmp_path / "plain")
+    )
+    errors = [float((block - exact).square().mean()) for block in (whole, plain)]
+    notes = next(iter(lane.outcomes().values()))["notes"]
+    assert errors[0] < 0.9 * errors[1] and notes["loss"] == pytest.approx(errors[0], rel=0.05)
+
+
+def test_a_rule_may_round_a_linear_of_such_a_block_alone(checkpoint: Find, tmp_path: Path) -> None:
+    recipe = """{weights: 'int4:g32', methods: [{signround: {steps: 4}}],
+                 rules: [{match: '*.down_proj', methods: [gptq]}, {match: '*.k_proj', keep: true}]}"""
+    lane = quantize(checkpoint("llama"), recipe, tmp_path / "out", calibration())
+    notes = {name: row["notes"] for name, row in lane.outcomes().items()}
+    assert len(notes) == 12 and all(("damping" in row) == name.endswith("down_proj") for name, row in notes.items())

@@ -1,7 +1,7 @@
 """One recipe on its way through the model: what it does to each block, and the shards that it leaves."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from subeight.engine.job import Job, Outcome, Settings
 from subeight.engine.moves import Tap, move_block, moving
 from subeight.engine.rounding import needs, round_group, rounder_of
 from subeight.engine.shards import block_tensors, checkpoint_config, shell_tensors
+from subeight.engine.tuning import States, tune_block, tuned
 from subeight.export.checkpoint import ShardWriter
 from subeight.formats import Format, QTensor, Scales, find_scales
 from subeight.models.block import Block, Written
@@ -73,13 +74,21 @@ class Lane:
         return any(needs(self.plan, structure.groups, moves=True, rounds=True) for structure in self.model.structures)
 
     @property
-    def drifts(self) -> bool:
-        """Whether a method of the blocks asks how far what it reads is from what the baseline reads."""
-        plan = self.plan
-        return any("drift" in needs(plan, s.groups, moves=True, rounds=True) for s in self.model.structures)
+    def compares(self) -> bool:
+        """Whether a method of the blocks asks what the baseline's own activations are."""
+        wanted = [needs(self.plan, each.groups, moves=True, rounds=True) for each in self.model.structures]
+        return any(each & {"drift", "states"} for each in wanted)
 
-    def quantize(self, block: Block, tap: Tap, *, live: bool = True, exact: Block | None = None) -> None:
-        """Quantizes a block and writes its shard; `tap` gathers what groups of it read.
+    def quantize(
+        self,
+        block: Block,
+        tap: Tap,
+        states: Callable[[], States] | None = None,
+        *,
+        live: bool = True,
+        exact: Block | None = None,
+    ) -> None:
+        """Quantizes a block and writes its shard; `tap` gathers what groups of it read, `states` are these themselves.
 
         A live block is this lane's own: it computes with what was rounded, in the end or (`tap: sequential`) as soon as
         it was. Otherwise it stays as it was, but for its moves, and the statistics are those from before them.
@@ -89,9 +98,10 @@ class Lane:
         if moving(self.plan, block):
             columns = move_block(block, self._folds[block.index], self.plan, tap, self._limit(), exact)
         done = Rounded()
+        self._tune(block, states, done, live=live)
         staged = live and self.plan.tap == "sequential"
         for stage in block.structure.stages if staged else [list(block.structure.groups)]:
-            for part, wanted in self._parts(stage):
+            for part, wanted in self._parts(stage, done):
                 tapped = tap(part, wanted) if wanted else {}
                 for group in part:
                     stats = tapped.pop(group.name, None)
@@ -104,10 +114,20 @@ class Lane:
             self._compute_with(block, list(block.structure.linears()), done)
         self._write(block, done)
 
-    def _parts(self, stage: Sequence[InputGroup]) -> Iterator[tuple[list[InputGroup], frozenset[str]]]:
+    def _tune(self, block: Block, states: Callable[[], States] | None, done: Rounded, *, live: bool) -> None:
+        """The linears that are rounded together, before all others."""
+        for method, views in tuned(block, self.plan).values():
+            assert states is not None
+            codes, outcomes = tune_block(block, method, views, self.plan, states(), self.settings.seed)
+            done.codes |= codes
+            done.outcomes += outcomes
+            if live:
+                self._compute_with(block, views, done)
+
+    def _parts(self, stage: Sequence[InputGroup], done: Rounded) -> Iterator[tuple[list[InputGroup], frozenset[str]]]:
         """The groups of a stage that the plan decides about: those without statistics, then the others in chunks."""
         needed = {group.name: needs(self.plan, [group], moves=False, rounds=True) for group in stage}
-        decided = [group for group in stage if any(self.plan.site(view.info.name).weights for view in group.linears)]
+        decided = [group for group in stage if any(self._is_open(view, done) for view in group.linears)]
         plain = [group for group in decided if not needed[group.name]]
         if plain:
             yield plain, frozenset()
@@ -115,6 +135,9 @@ class Lane:
         wanted = frozenset().union(*(needed[group.name] for group in fed))
         for part in chunks(fed, self._limit(), wanted) if fed else ():
             yield part, wanted
+
+    def _is_open(self, view: LinearView, done: Rounded) -> bool:
+        return self.plan.site(view.info.name).weights is not None and view.info.name not in done.codes
 
     def _limit(self) -> int:
         return self.settings.max_memory or UNLIMITED

@@ -17,6 +17,7 @@ from subeight.engine.lane import UNLIMITED, Lane
 from subeight.engine.moves import Tap, moving
 from subeight.engine.rounding import needs
 from subeight.engine.streams import DiskStream, MemoryStream, Stream, embedded
+from subeight.engine.tuning import States
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.shell import Shell
@@ -89,6 +90,19 @@ def _tap_of(block: Block, stream: Stream, shell: Shell, exact: tuple[Block, Stre
     return tap
 
 
+def _states_of(
+    block: Block, stream: Stream, shell: Shell, exact: tuple[Block, Stream] | None = None
+) -> Callable[[], States]:
+    """What the block reads, batch by batch, and what the baseline's own block makes of what that one reads."""
+
+    def states() -> States:
+        baseline, own = (block, stream) if exact is None else exact
+        targets = [baseline(hidden, call) for hidden, call in own.batches(shell, block.index)]
+        return list(stream.batches(shell, block.index)), targets
+
+    return states
+
+
 def _run_own(
     model: Model, lane: Lane, ids: Tensor, shell: Shell, settings: Settings, advance: Callable[..., None]
 ) -> None:
@@ -98,7 +112,7 @@ def _run_own(
         return
     stream = _stream(model, [lane], ids, shell, settings, finished)
     # the baseline's states beside it are moved on last, so after a kill they are never ahead
-    exact = _stream(model, [lane], ids, shell, settings, finished, exact=True) if lane.drifts else None
+    exact = _stream(model, [lane], ids, shell, settings, finished, exact=True) if lane.compares else None
     start = stream.position if exact is None else exact.position
     advance(start)
     for index in range(start, count):
@@ -124,7 +138,8 @@ def _decide(lane: Lane, block: Block, stream: Stream, shell: Shell, exact: tuple
     """Quantizes a block by what it reads, and by what the baseline reads where that is asked for."""
     if exact is not None and moving(lane.plan, block):
         exact = (_copied(exact[0]), exact[1])  # its states must not depend on whether a run was resumed
-    lane.quantize(block, _tap_of(block, stream, shell, exact), exact=None if exact is None else exact[0])
+    tap, states = _tap_of(block, stream, shell, exact), _states_of(block, stream, shell, exact)
+    lane.quantize(block, tap, states, exact=None if exact is None else exact[0])
     block.stored.clear()
 
 
@@ -159,7 +174,8 @@ def _run_shared(
         common = time.monotonic() - began
         for lane in waiting:
             began = time.monotonic()
-            lane.quantize(_copied(block) if moving(lane.plan, block) else block, tap, live=False)
+            states = None if stream is None else _states_of(block, stream, shell)
+            lane.quantize(_copied(block) if moving(lane.plan, block) else block, tap, states, live=False)
             lane.seconds += time.monotonic() - began + common / len(waiting)
         block.stored.clear()
         if stream is not None and index < count - 1:

@@ -11,6 +11,8 @@ from torch import Tensor
 from subeight.engine.job import Outcome
 from subeight.formats import QTensor
 from subeight.methods.base import Method, Round, build
+from subeight.methods.round.rtn import Rtn
+from subeight.methods.tune import Tune
 from subeight.models.block import Block
 from subeight.models.stats import Stats
 from subeight.models.structure import InputGroup, LinearView
@@ -23,8 +25,13 @@ def methods_of(site: Site) -> list[Method]:
 
 
 def rounder_of(site: Site) -> Round:
-    """The one method of a site that rounds."""
-    return next(method for method in methods_of(site) if isinstance(method, Round))
+    """The one method of a site that rounds it alone; to nearest, where its own sees only blocks."""
+    return next((method for method in methods_of(site) if isinstance(method, Round)), Rtn())
+
+
+def tuner_of(site: Site) -> Tune | None:
+    """The method of a site that rounds it together with the rest of its block, where it has one."""
+    return next((method for method in methods_of(site) if isinstance(method, Tune)), None)
 
 
 def needs(plan: Plan, groups: Iterable[InputGroup], *, moves: bool, rounds: bool) -> frozenset[str]:
@@ -56,7 +63,7 @@ def round_group(
     stacks: dict[tuple, list[LinearView]] = defaultdict(list)
     for view in group.linears:
         site = plan.site(view.info.name)
-        if site.weights is None:
+        if site.weights is None or tuner_of(site) is not None:
             continue
         alone = view.info.name if site.weights.per == "tensor" else ""
         stacks[(site.weights, repr(site.methods), alone)].append(view)
@@ -67,24 +74,26 @@ def round_group(
         assert site.weights is not None
         weight = torch.cat([block.original(view) for view in views])  # [sum of rows, in]
         notes: dict[str, Any] = {}
-        rounded = rounder_of(site).round(weight, site.weights, stats, _generator(seed, views[0].info.name), notes)
+        generator = generator_of(seed, views[0].info.name)
+        rounded = rounder_of(site).round(weight, site.weights, stats, generator, notes)
         start = 0
         for view in views:
             stop = start + view.info.shape[0]
             part = rounded.rows(start, stop)
             codes[view.info.name] = part
-            outcomes.append(_outcome(view.info.name, weight[start:stop], part, stats, notes))
+            outcomes.append(outcome_of(view.info.name, weight[start:stop], part, stats, notes))
             start = stop
     return codes, outcomes
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
-    """One generator for each linear, so that a resumed run draws what an uninterrupted one does."""
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """One generator for each name, so that a resumed run draws what an uninterrupted one does."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def _outcome(name: str, weight: Tensor, codes: QTensor, stats: Stats | None, notes: dict[str, Any]) -> Outcome:
+def outcome_of(name: str, weight: Tensor, codes: QTensor, stats: Stats | None, notes: dict[str, Any]) -> Outcome:
+    """What a linear lost."""
     error = codes.dequantize() - weight
     output = None
     if stats is not None and stats.hessian is not None and stats.count:

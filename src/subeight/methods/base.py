@@ -169,10 +169,10 @@ def _own() -> Iterator[tuple[type[Method], str]]:
 def _outside() -> Iterator[tuple[type[Method], str]]:
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         made = entry.load()
-        if not (inspect.isclass(made) and issubclass(made, Round | Move) and hasattr(made, "name")):
+        if not (inspect.isclass(made) and issubclass(made, Method) and hasattr(made, "name")):
             raise RecipeError(
                 f"the entry point {entry.name!r} of {ENTRY_POINTS} names {entry.value}, which must be "
-                "a class made from Round or Move with a name; mend or uninstall that package."
+                "a class made from Round, Tune or Move with a name; mend or uninstall that package."
             )
         yield made, entry.value
 
