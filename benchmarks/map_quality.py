@@ -3,8 +3,9 @@
     python -m benchmarks.map_quality --out DIR [--threads 2] [--stages map,naive,ceiling]
 
 `map` runs `subeight map` on 4,096 tokens; `naive` measures every cell on all of them (through cached states, which
-gives the naive way's numbers in half its time), `ceiling` does the same on 4,096 other tokens. Killed, each goes on.
-Ranks are Spearman's, within each format, over the groups of the blocks.
+gives the naive way's numbers in half its time), `ceiling` does the same on other text of the same kinds, of which a
+first part is enough (--ceiling-rounds). Killed, each goes on. Ranks are Spearman's, within each format, over the groups
+of the blocks.
 """
 
 import argparse
@@ -37,17 +38,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stages", default="map,naive,ceiling")
+    parser.add_argument("--ceiling-rounds", type=int, default=3, help="of seven; three are a quarter of the text")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     stages = arguments.stages.split(",")
     found = mapped(arguments.out / "map", arguments.threads)
     mine, other = texts()
     full = {}
-    for name, text in (("naive", mine), ("ceiling", other)):
+    for name, text, rounds in (("naive", mine, None), ("ceiling", other, arguments.ceiling_rounds)):
         if name in stages:
-            full[name] = naive(arguments.out / "map", text, arguments.out / name, arguments.threads)
+            full[name] = naive(arguments.out / "map", text, arguments.out / name, arguments.threads, rounds)
     if len(full) == 2:
-        write_result("map_quality", compared(found, full), threads=arguments.threads, tokens=TOKENS, window=WINDOW)
+        tokens = {"tokens": TOKENS, "window": WINDOW, "ceiling_tokens": full["ceiling"][1]}
+        ranks = {name: found for name, (found, _) in full.items()}
+        write_result("map_quality", compared(found, ranks), threads=arguments.threads, **tokens)
 
 
 def mapped(out: Path, threads: int) -> dict:
@@ -73,8 +77,10 @@ def _plain(text: EvaluationSet) -> EvaluationSet:
     return replace(text, samples=samples)
 
 
-def naive(map_out: Path, text: EvaluationSet, folder: Path, threads: int) -> dict[str, np.ndarray]:
-    """Every cell on all of the text: nats per token by format [places]."""
+def naive(
+    map_out: Path, text: EvaluationSet, folder: Path, threads: int, rounds: int | None = None
+) -> tuple[dict[str, np.ndarray], int]:
+    """Every cell on all of the text (or its first rounds): nats per token by format [places], and the tokens."""
     model = Model("smollm2")
     count = len(model.skeleton.blocks)
     candidates = sorted((map_out / "candidates").iterdir(), key=lambda path: -int(path.name.split("-")[1][3:]))
@@ -90,14 +96,14 @@ def naive(map_out: Path, text: EvaluationSet, folder: Path, threads: int) -> dic
     ledger = Ledger(job, folder)
     tasks = [
         Task(DAMAGE, at, round, tuple((p, f) for p, place in enumerate(job.places) if place.at == at for f in range(4)))
-        for round in range(len(job.rounds))
+        for round in range(len(job.rounds) if rounds is None else rounds)
         for at in range(count)
     ]
     with hire(job) as crew:
         left = ledger.recall(tasks)
         crew.run(left, lambda number, answer: ledger.note(left[number], answer))
-    means = ledger.totals[DAMAGE].sum(-1) / ledger.counts.sum()
-    return {path.name: means[:, number] for number, path in enumerate(candidates)}
+    means = np.nansum(ledger.totals[DAMAGE], -1) / ledger.counts.sum()
+    return {path.name: means[:, number] for number, path in enumerate(candidates)}, int(ledger.counts.sum())
 
 
 def compared(found: dict, full: dict[str, dict[str, np.ndarray]]) -> dict:
