@@ -3,22 +3,22 @@
     python -m benchmarks.allocations --out DIR [--threads 2] [--peers DIR]
 
 One map of nine formats with GPTQ's codes (`subeight map --recipe gptq-int4`), asymmetric below 8 bits. Every rival is
-made of these same codes, only which place gets which format differs, so what is compared is the allocation. The
-budgets are measured on the map's own text too, for the intervals; everything is measured on text that neither map nor
-calibration saw. `--peers` holds the choices that `peers/bits_autoscheme.py` and `peers/bits_modelopt.py` wrote.
-Killed, it goes on.
+made of these same codes, only which place gets which format differs, so what is compared is the allocation. Three
+texts: the map's own, for the intervals; other documents of the same kinds; and wikitext-2, which is of another kind
+than most of the map's. Neither map nor calibration saw the last two. `--peers` holds the choices that
+`peers/bits_autoscheme.py` and `peers/bits_modelopt.py` wrote. Killed, it goes on.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from benchmarks.common import WIKITEXT_TEST, write_result
+from benchmarks.map_quality import plain, texts
 
 import subeight
 from subeight.evals.loss import Loss
@@ -42,7 +42,7 @@ PLAIN = ("int8:g64:sym", "int4:g64:asym", "int3:g64:asym", "int2:g64:asym")  # w
 FINER = ("int6:g64:asym", "int5:g64:asym", "int3:g32:asym", "int2:g32:asym", "int2:g128:asym")
 COMPARED = (2.5, 3.0, 3.5, 4.0)
 BUDGETS = (2.4, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0, 4.5, 5.5)
-OWN, OTHER = "map", "held out"
+OWN, KIN, FAR = "own text", "other documents", "wikitext-2 test"
 
 
 def main() -> None:
@@ -70,10 +70,11 @@ def main() -> None:
     recipes = {name: by_linear(found, formats) for name, formats in asked.items()}
     recipes |= dict(peers(found, arguments.peers))
     budgets = {name: recipes[name] for name in (f"{bits} bits" for bits in BUDGETS)}
-    measured = {OWN: losses(arguments, found, budgets, OWN), OTHER: losses(arguments, found, recipes, OTHER)}
+    measured = {OWN: losses(arguments, found, budgets, OWN)}
+    measured |= {text: losses(arguments, found, recipes, text) for text in (KIN, FAR)}
     numbers = {
         "predicted": [row(decisions[bits], measured) for bits in BUDGETS],
-        "compared": [against(found, bits, recipes, measured[OTHER]) for bits in COMPARED],
+        "compared": {text: [against(found, bits, recipes, measured[text]) for bits in COMPARED] for text in (KIN, FAR)},
         "all": {name: facts(formats, measured, name) for name, formats in recipes.items()},
         "map": {**result.numbers["cost"], "seconds": result.record.seconds},
     }
@@ -147,11 +148,11 @@ def losses(arguments: argparse.Namespace, found: MapFile, recipes: dict[str, For
 
 
 def text_of(model: Model, text: str) -> EvaluationSet:
-    """The map's own text, or the first tokens of the raw wikitext-2 test."""
-    source, window, tokens = ("builtin", WINDOW, TOKENS) if text == OWN else (str(WIKITEXT_TEST), HELD_WINDOW, HELD_OUT)
-    found = evaluate_set(source, model.tokenizer(), window=window, tokens=tokens)
-    plain = tuple(replace(s, choices=None, answer=None) for s in found.samples if s.count and not s.needs_answer)
-    return replace(found, samples=plain)
+    """The map's own text, as much of the same kinds in other documents, or the first tokens of the wikitext-2 test."""
+    mine, other = texts()
+    if text in (OWN, KIN):
+        return mine if text == OWN else other
+    return plain(evaluate_set(str(WIKITEXT_TEST), model.tokenizer(), window=HELD_WINDOW, tokens=HELD_OUT))
 
 
 def facts(formats: Formats, measured: dict[str, dict[str, Loss]], name: str) -> dict:
@@ -169,7 +170,7 @@ def _said(loss: Loss) -> dict:
 def row(decision: Decision, measured: dict[str, dict[str, Loss]]) -> dict:
     """Expected and measured, side by side."""
     expected = decision.expected
-    own, other = (measured[text][decision.budget.text].value for text in (OWN, OTHER))
+    own, other = (measured[text][decision.budget.text].value for text in (OWN, KIN))
     return {
         "budget": decision.budget.text,
         "bits_per_weight": decision.made.inside[1],
@@ -178,8 +179,8 @@ def row(decision: Decision, measured: dict[str, dict[str, Loss]]) -> dict:
         "kl": own,
         "within": expected.low <= own <= expected.high,
         "additivity": own / expected.sum,
-        "held_out": other,
-        "held_out_within": expected.other[0] <= other <= expected.other[1],
+        "other_documents": other,
+        "other_within": expected.other[0] <= other <= expected.other[1],
     }
 
 
@@ -187,14 +188,14 @@ def against(found: MapFile, bits: float, recipes: dict[str, Formats], measured: 
     """One budget on held-out text: the uniform neighbours interpolated, and the ratio to every rival of this size."""
     mine = measured[f"{bits} bits"]
     size = bits_of(recipes[f"{bits} bits"])
-    plain, every = (_between(size, formats, recipes, measured) for formats in (PLAIN, found.formats))
+    few, every = (_between(size, formats, recipes, measured) for formats in (PLAIN, found.formats))
     rivals = [name for name in recipes if name.endswith(f", {bits} bits")]
     return {
         "budget": bits,
         "bits_per_weight": size,
         "kl": mine.value,
-        "uniform_interpolated": plain,
-        "ratio": mine.value / plain,
+        "uniform_interpolated": few,
+        "ratio": mine.value / few,
         "ratio_to_all_uniform": mine.value / every,
         "rivals": {
             name: {

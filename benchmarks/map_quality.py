@@ -63,16 +63,17 @@ def mapped(out: Path, threads: int) -> dict:
 
 
 def texts() -> tuple[EvaluationSet, EvaluationSet]:
-    """The text of the map, and as much other text of the same kinds."""
+    """The text of the map, and about as much of the same kinds in other documents."""
     tokenizer = Model("smollm2").tokenizer()
     mine = evaluate_set("builtin", tokenizer, window=WINDOW, tokens=TOKENS)
     more = evaluate_set("builtin", tokenizer, window=WINDOW, tokens=2 * TOKENS)
-    seen = {sample.ids for sample in mine.samples[:-1]}  # the last one may be cut
-    rest = [s for s in more.samples if s.ids not in seen and s.ids[: len(mine.samples[-1].ids)] != mine.samples[-1].ids]
-    return _plain(mine), _plain(replace(more, samples=tuple(rest)))
+    seen = {sample.document for sample in mine.samples}
+    rest = [sample for sample in more.samples if sample.document not in seen]
+    return plain(mine), plain(replace(more, samples=tuple(rest)))
 
 
-def _plain(text: EvaluationSet) -> EvaluationSet:
+def plain(text: EvaluationSet) -> EvaluationSet:
+    """The samples whose tokens are scored, without choices."""
     samples = tuple(replace(s, choices=None, answer=None) for s in text.samples if s.count and not s.needs_answer)
     return replace(text, samples=samples)
 
