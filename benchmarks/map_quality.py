@@ -124,10 +124,9 @@ def compared(found: dict, full: dict[str, dict[str, np.ndarray]]) -> dict:
             "output_error": float(spearmanr([cells[place]["output_error"] for place in inside], exact).statistic),
             "within_interval": float(np.mean([low <= x <= high for (low, high), x in zip(held, exact, strict=True)])),
         }
-    naive_blocks = len(inside) * len(found["formats"]) * TOKENS * 30
     return {
         "spearman": ranks,
-        "share_of_naive": found["cost"]["token_blocks"] / naive_blocks,
+        "share_of_naive": found["cost"]["share"],  # of the same cells, embeddings included
         "token_blocks": found["cost"]["token_blocks"],
         "seconds": found["seconds"],
         "controls": found["controls"],
