@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from subeight.map.choices import wishes
 from subeight.map.decision import Decision
 from subeight.map.ledger import MIXTURE, Ledger
 from subeight.map.mapfile import MapFile, read_map
-from subeight.map.places import places_of
+from subeight.map.places import Place, places_of
 from subeight.map.prediction import Formats, uniform
 from subeight.map.work import ALL, MapJob, Task
 from subeight.models.model import Model
@@ -88,9 +89,14 @@ def by_linear(found: MapFile, formats: Formats) -> Formats:
 
 def bits_of(formats: Formats) -> float:
     """Stored bits per weight of the blocks; formats are by linear."""
-    inside = [place for place in places_of(Model("smollm2"), "linear") if place.linears[0].block is not None]
+    inside = _linears()
     bits = [place.bits(Format.parse(formats[place.name])) * place.weights for place in inside]
     return sum(bits) / sum(place.weights for place in inside)
+
+
+@cache
+def _linears() -> list[Place]:
+    return [place for place in places_of(Model("smollm2"), "linear") if place.linears[0].block is not None]
 
 
 def heuristics(found: MapFile, bits: float) -> Iterator[tuple[str, Formats]]:
