@@ -24,12 +24,12 @@ from subeight.models.precision import compute_dtype
 from subeight.probe.probe import Probe
 from subeight.records import Run, fingerprint
 from subeight.records.progress import progress
-from subeight.text import EvaluationSet, evaluate_set
+from subeight.text import EvaluationSet, Sample, evaluate_set
 from subeight.verbs.planning import calibration_of, planned_recipe, target_of
 from subeight.verbs.quantize import keep_plan, loop_settings
 from subeight.verbs.session import Session
 
-_HELD_OUT = "builtin"
+_HELD_OUT, _HELD_TOKENS = "builtin", 4096
 _PAIRED = 6  # places whose pairs are measured
 
 
@@ -146,15 +146,18 @@ def _same_text(session: Session, model: Model, found: MapFile) -> EvaluationSet:
 
 
 def _other_text(session: Session, model: Model, found: MapFile) -> EvaluationSet | None:
-    """The packaged evaluation text without the documents that the map saw; None where nothing is left."""
+    """Packaged evaluation text out of documents that the map did not see; None where nothing is left."""
     seen = {sample.document for sample in found.samples}
     if _HELD_OUT not in (found.settings.get("evals") or [_HELD_OUT]):
         seen = set()
     whole = _text(session, model, found, [_HELD_OUT], None)
-    kept = tuple(sample for sample in whole.samples if sample.document not in seen)
+    kept: list[Sample] = []
+    for sample in whole.samples:
+        if sample.document not in seen and sum(len(one.ids) for one in kept) < _HELD_TOKENS:
+            kept.append(sample)
     if not any(sample.count or sample.needs_answer for sample in kept):
         return None
-    return EvaluationSet(kept, fingerprint([whole.hash, sorted(seen)]))
+    return EvaluationSet(tuple(kept), fingerprint([whole.hash, sorted(seen), _HELD_TOKENS]))
 
 
 def _text(session: Session, model: Model, found: MapFile, sources: list[str], tokens: int | None) -> EvaluationSet:
