@@ -110,10 +110,13 @@ def front(found: Allocation, axis: str, height: int = 460) -> go.Figure:
             hovertext=[f"<b>{name}</b><br>{said(measured)}<br>{significant(found.bits)} bits per weight"],
             hoverinfo="text",
         )
-    known = [*(point.bits or 0 for point in [*best, *rivals]), *([found.bits] if found.bits is not None else [])]
+    # beyond the widest recipe the line goes on to everything kept: it is there, outside of the first view
+    shown = rivals or best
+    known = [*(point.bits or 0 for point in [*shown, *wholes]), *([found.bits] if found.bits is not None else [])]
     low, high = min(known, default=2), max(known, default=8)
     figure.update_xaxes(title="bits per weight", range=[low - 0.25, high + max(0.4, 0.12 * (high - low))])
-    figure.update_yaxes(title=axis, **log_axis(log_range(measures, floor)))
+    visible = [point.loss for point in [*best, *rivals, *wholes] if (point.bits or 0) <= high + 0.4]
+    figure.update_yaxes(title=axis, **log_axis(log_range([*visible, *(mark[1] for mark in marks)], floor)))
     return figure
 
 
