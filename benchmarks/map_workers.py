@@ -9,7 +9,6 @@ the serial process is counted from the first task. Quantizing is not counted.
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -20,6 +19,7 @@ import torch
 from benchmarks.common import write_result
 
 import subeight
+from subeight.records import Record
 from subeight.sweep import Where
 
 MEASURED = ("cells", "whole", "mixtures", "difficulty", "controls", "priors")
@@ -34,12 +34,11 @@ def main() -> None:
     torch.set_num_threads(1)
     serial = mapped(arguments.out / "serial", arguments.tokens, None)
     workers = Where(2, "local")
-    spread = mapped(arguments.out / "ray", arguments.tokens, workers, candidates=arguments.out / "serial")
-    middle = spread["wall"] / 2
-    killed = mapped(arguments.out / "killed", arguments.tokens, workers, candidates=arguments.out / "serial", at=middle)
+    spread = mapped(arguments.out / "ray", arguments.tokens, workers)
+    killed = mapped(arguments.out / "killed", arguments.tokens, workers, at=spread["seconds"] / 3)
     rows = {"serial": serial, "two workers": spread, "one killed": killed}
     numbers = {
-        "rows": {name: {**row["cost"], "wall": row["wall"]} for name, row in rows.items()},
+        "rows": {name: {**row["cost"], "seconds": row["seconds"]} for name, row in rows.items()},
         "cpu_ratio": spread["cost"]["cpu_seconds"] / serial["cost"]["cpu_seconds"],
         "same": digest(serial) == digest(spread),
         "same_after_a_death": digest(serial) == digest(killed),
@@ -47,17 +46,16 @@ def main() -> None:
     write_result("map_workers", numbers, tokens=arguments.tokens, threads=1)
 
 
-def mapped(out: Path, tokens: int, workers: Where | None, candidates: Path | None = None, at: float = 0.0) -> dict:
-    """The numbers of a map; `at` seconds after its first task a worker is killed."""
-    if candidates is not None and not out.exists():
-        shutil.copytree(candidates / "candidates", out / "candidates")
-    killer = threading.Thread(target=kill_one, args=(out / ".cells", at), daemon=True)
+def mapped(out: Path, tokens: int, workers: Where | None, at: float = 0.0) -> dict:
+    """The numbers of a map, those of an earlier run where it finished; a worker is killed `at` seconds on."""
+    if (out / "record.json").is_file():
+        record = Record.from_json((out / "record.json").read_text(encoding="utf-8"))
+        return {**record.numbers, "seconds": record.seconds}
     if at:
-        killer.start()
+        threading.Thread(target=kill_one, args=(out / ".cells", at), daemon=True).start()
     options = subeight.Options(out=out, eval_tokens=tokens, eval_window=128, threads=1)
-    began = time.perf_counter()
-    numbers = subeight.map("smollm2", rescue=(), workers=workers, options=options).numbers
-    return {**numbers, "wall": time.perf_counter() - began}
+    record = subeight.map("smollm2", rescue=(), workers=workers, options=options).record
+    return {**record.numbers, "seconds": record.seconds}
 
 
 def kill_one(cells: Path, after: float) -> None:
