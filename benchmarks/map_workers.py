@@ -69,7 +69,8 @@ def kill_one(cells: Path, after: float) -> None:
 
 def digest(numbers: dict) -> str:
     """Everything that was measured, to the last digit."""
-    return json.dumps({name: numbers[name] for name in MEASURED}, sort_keys=True)
+    mixtures = sorted(json.dumps(mixture, sort_keys=True) for mixture in numbers["mixtures"])
+    return json.dumps({**{name: numbers[name] for name in MEASURED}, "mixtures": mixtures}, sort_keys=True)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def test_a_dry_run_writes_nothing(model: Path, tmp_path: Path) -> None:
 def test_workers_give_the_same_map(model: Path, found: dict, tmp_path: Path, where: Where) -> None:
     again = mapped(str(model), FORMATS, share=0.5, workers=where, options=options(tmp_path)).numbers
     assert cells_of(again) == cells_of(found["numbers"])
+    assert again["mixtures"] == found["numbers"]["mixtures"] and again["whole"] == found["numbers"]["whole"]
 
 
 def test_what_is_finished_is_not_measured_again(model: Path, found: dict, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def map_numbers(ledger: Ledger, course: Course, formats: Sequence[Format]) -> di
         "places": [place.to_dict(formats) for place in ledger.job.places],
         "cells": [*_cells(ledger, found[DAMAGE], DAMAGE, formats), *_cells(ledger, found[RESCUE], RESCUE, formats)],
         "whole": {str(format): _lost(ledger, ledger.whole[number]) for number, format in enumerate(formats)},
-        "mixtures": [_mixture(ledger, cells, formats) for cells in ledger.mixtures],
+        "mixtures": [_mixture(ledger, cells, formats) for cells in sorted(ledger.mixtures)],
         "samples": [
             {"document": sample.document, "category": sample.category, "tokens": float(count)}
             for sample, count in zip(samples, ledger.counts, strict=True)
