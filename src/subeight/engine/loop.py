@@ -120,8 +120,9 @@ def _run_own(
         other = None if exact is None else Block(model, index, settings.dtype, settings.device)
         last = index == count - 1
         if stream.position == index:
-            block = _own_block(model, lane, index, settings)
-            if index >= finished:
+            written = lane.written(index) if index < finished else None
+            block = Block(model, index, settings.dtype, settings.device, keep=written is None, written=written)
+            if written is None:
                 _decide(lane, block, stream, shell, None if other is None or exact is None else (other, exact))
             if not last:
                 stream.advance(block, shell)
@@ -141,13 +142,6 @@ def _decide(lane: Lane, block: Block, stream: Stream, shell: Shell, exact: tuple
     tap, states = _tap_of(block, stream, shell, exact), _states_of(block, stream, shell, exact)
     lane.quantize(block, tap, states, exact=None if exact is None else exact[0])
     block.stored.clear()
-
-
-def _own_block(model: Model, lane: Lane, index: int, settings: Settings) -> Block:
-    """The block as it was written, or to be decided about."""
-    if index < lane.finished:
-        return Block(model, index, settings.dtype, settings.device, written=lane.written(index))
-    return Block(model, index, settings.dtype, settings.device, keep=True)
 
 
 def _run_shared(

@@ -26,6 +26,7 @@ _TOGETHER = 4  # of them in a round
 _MIXING = 0.35  # of the whole work, at most, for these
 
 Cells = Sequence[tuple[int, int]]
+Walk = tuple[str, int, int]  # the states of one model on one round's text: its view, its format, the round
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Course:
         self._tokens = [sum(b.ids.numel() for b in sequences_of(part).batches()) for part in self._job.rounds]
         self.rounds = 0
         self._spent = 0  # as one process would spend it: what is decided by it is the same for any number of workers
-        self._walked: set[tuple[str, int, int]] = set()
+        self._walked: set[Walk] = set()
 
     @property
     def naive(self) -> int:
@@ -120,9 +121,8 @@ class Course:
         return [*around, *self._damage(every, 0, control=True)]
 
     def _least(self) -> int:
-        walked, self._walked = self._walked, set()
-        cost = sum(self._cost(task) for task in self._first()) + self._mixing
-        self._walked = walked
+        walked: set[Walk] = set()
+        cost = sum(self._cost(task, walked) for task in self._first()) + self._mixing
         return cost + _NOISY * self._blocks * self._tokens[0]
 
     @property
@@ -177,22 +177,25 @@ class Course:
             replace(task, view=NOISE) for task in self._damage([(int(place), format) for place in sorted(inside)], 0)
         ]
 
-    def _cost(self, task: Task) -> int:
-        """Token-block forwards of a task, the unchanged model's own where it is the first to need them."""
+    def _cost(self, task: Task, walked: set[Walk]) -> int:
+        """Token-block forwards of a task, and those of unchanged models where it is the first to need their states.
+
+        These are added to `walked`.
+        """
         if task.view == PRIOR:
             moved = {format for format, gauge in enumerate(self._job.gauges) if gauge is not None}
             gauges = len(moved) + (len(moved) < len(self._job.gauges))
             return 5 * gauges * sum(self._tokens) * self._blocks
         tokens = sum(self._tokens) if task.round == ALL else self._tokens[task.round]
         walks = {("baseline", -1, task.round)} | ({(task.view, task.format, task.round)} if task.at else set())
-        fresh = walks - self._walked
-        self._walked |= walks
+        fresh = walks - walked
+        walked |= walks
         variants = 1 if task.view == MIXTURE else len(task.cells) + task.control
         own = variants * self._blocks_behind(task.at)
         return tokens * (own + len(fresh) * self._blocks)
 
     def _do(self, tasks: Sequence[Task], advance: Callable[[int], None]) -> None:
-        self._spent += sum(self._cost(task) for task in tasks)
+        self._spent += sum(self._cost(task, self._walked) for task in tasks)
         before = self._ledger.token_blocks
         left = self._ledger.recall(tasks)
         advance(self._ledger.token_blocks - before)

@@ -74,7 +74,7 @@ def gather(
     gatherers = {group.name: _Gatherer(group.width, wanted[group.name], block.device) for group in groups}
     shared = [group for group in groups if not group.is_expert]
     others = exact[1] if exact is not None and beside else repeat(None)
-    for (hidden, call), other in zip(batches, others, strict=False):
+    for (hidden, call), other in zip(batches, others, strict=beside):
         baseline = _read(exact[0], shared, *other) if exact is not None and other is not None else {}
         for name, value in _read(block, groups, hidden, call).items():
             gatherers[name].add(value, baseline.get(name))
