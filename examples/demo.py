@@ -23,7 +23,7 @@ from subeight.cli.main import quieten
 from subeight.cli.show import comparison_table, words
 from subeight.models.smollm2 import unpacked
 
-NOTE = "demo settings: 16 calibration sequences of 512 tokens, 4,096 evaluation tokens; never quote these as results"
+NOTE = "demo settings: few calibration and evaluation tokens; never quote these as results"
 BROKEN = "model.layers.0.self_attn.o_proj"  # whose scales the demo makes wrong
 DIAGNOSED_TOKENS = 1024
 MAPPED, MAPPED_TOKENS, MAPPED_WINDOW, BUDGET = ("int4", "int3", "int2"), 512, 64, "3.25 bits"
