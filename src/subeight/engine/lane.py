@@ -1,17 +1,20 @@
 """One recipe on its way through the model: what it does to each block, and the shards that it leaves."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from subeight.engine.job import Job, Outcome, Settings
+from subeight.engine.kept import keep_codes, kept_codes
 from subeight.engine.moves import Tap, move_block, moving
-from subeight.engine.rounding import needs, round_group, rounder_of
+from subeight.engine.rounding import needs, polish_of, round_group, rounder_of
 from subeight.engine.shards import block_tensors, checkpoint_config, shell_tensors
+from subeight.engine.tunable import rescaled
 from subeight.engine.tuning import States, tune_block, tuned
 from subeight.export.checkpoint import ShardWriter
 from subeight.formats import Format, QTensor, Scales, find_scales
@@ -51,6 +54,8 @@ class Lane:
         self.settings = settings
         self.plan = job.plan
         self._folds = ModelFolds(model)
+        self.folder = job.directory / ".blocks"  # what a run needs to go on
+        self.shell_values: dict[str, Tensor] = {}  # tuned values of parameters outside the blocks
         self.seconds = 0.0  # spent on this recipe, its share of what is shared included
         self.writer = ShardWriter(
             job.directory,
@@ -166,15 +171,35 @@ class Lane:
         block.quantize_inputs({name: done.inputs[name] for name in names if name in done.inputs})
 
     def _write(self, block: Block, done: Rounded) -> None:
-        scales = {name: static.scales.cpu() for name, (_, static) in done.inputs.items() if static is not None}
-        tensors = block_tensors(
-            self.model, block.structure, block.stored, done.codes, self.plan, self.job.exporter, scales
-        )
         notes = [outcome.to_dict() for outcome in done.outcomes]
-        folder = self.job.directory / ".blocks"
-        folder.mkdir(exist_ok=True)
-        atomic_write(folder / f"{block.index:05d}.json", json.dumps(notes))
+        self.folder.mkdir(exist_ok=True)
+        atomic_write(self.folder / f"{block.index:05d}.json", json.dumps(notes))
+        if polish_of(self.plan) is not None:
+            keep_codes(self._codes_path(block.index), done.codes)
+        self._write_shard(block, done.codes, done.inputs)
+
+    def _write_shard(
+        self, block: Block, codes: Mapping[str, QTensor], inputs: Mapping[str, tuple[Format, Scales | None]]
+    ) -> None:
+        scales = {name: static.scales.cpu() for name, (_, static) in inputs.items() if static is not None}
+        tensors = block_tensors(self.model, block.structure, block.stored, codes, self.plan, self.job.exporter, scales)
         self.writer.write(block.index, tensors)
+
+    def _codes_path(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.safetensors"
+
+    def kept_codes(self, index: int) -> dict[str, QTensor]:
+        """The codes of a finished block, of a plan that tunes the whole model."""
+        formats = {site.linear.name: site.weights for site in self.plan.quantized if site.weights is not None}
+        return kept_codes(self._codes_path(index), formats)
+
+    def rewrite(self, index: int, parameters: Mapping[str, Tensor]) -> None:
+        """Writes a finished block again with these scales and vectors."""
+        block = Block(self.model, index, self.settings.dtype, keep=True, written=self.written(index))
+        codes = {name: rescaled(name, code, parameters) for name, code in self.kept_codes(index).items()}
+        for name in block.stored.keys() & parameters.keys():
+            block.stored[name] = parameters[name].to(block.stored[name].dtype)
+        self._write_shard(block, codes, block.inputs)
 
     def written(self, index: int) -> Written:
         """The weights of a finished block as its shard has them."""
@@ -189,14 +214,14 @@ class Lane:
         """Writes what lies outside the blocks, then the config, the index and the tokenizer."""
         index = len(self.model.skeleton.blocks)
         if not self.writer.has(index):
-            codes = self._shell_codes()
-            self.writer.write(index, shell_tensors(self.model, codes, self.plan, self.job.exporter))
+            tensors = shell_tensors(self.model, self.shell_codes(), self.plan, self.job.exporter, self.shell_values)
+            self.writer.write(index, tensors)
         if self.model.source.gguf is not None:
             self.model.tokenizer().save_pretrained(self.job.directory)
         source = None if self.model.source.gguf is not None else self.model.directory
         self.writer.finish(checkpoint_config(self.model), self.plan.sites, source)
 
-    def _shell_codes(self) -> dict[str, QTensor]:
+    def shell_codes(self) -> dict[str, QTensor]:
         """Codes of the embeddings and the head, where a rule names them."""
         codes: dict[str, QTensor] = {}
         for site in self.plan.sites:
@@ -209,6 +234,11 @@ class Lane:
     def outcomes(self) -> dict[str, dict[str, Any]]:
         """What each linear lost, of all blocks, by name."""
         found: dict[str, dict[str, Any]] = {}
-        for path in sorted((self.job.directory / ".blocks").glob("*.json")):
+        for path in sorted(self.folder.glob("*.json")):
             found |= {entry["name"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))}
         return found
+
+    def polish_notes(self) -> dict[str, Any] | None:
+        """What tuning the whole model came to, where the plan asks for it."""
+        path = self.folder / "polish" / "notes.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

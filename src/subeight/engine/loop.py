@@ -15,6 +15,7 @@ from torch import Tensor
 from subeight.engine.job import Job, Settings
 from subeight.engine.lane import UNLIMITED, Lane
 from subeight.engine.moves import Tap, moving
+from subeight.engine.polishing import polish
 from subeight.engine.rounding import needs
 from subeight.engine.streams import DiskStream, MemoryStream, Stream, embedded
 from subeight.engine.tuning import States
@@ -50,6 +51,8 @@ def run(model: Model, jobs: Sequence[Job], ids: Tensor | None, settings: Setting
             _run_own(model, lane, ids, shell, settings, advance)
     del shell
     for lane in lanes:
+        if ids is not None:
+            polish(model, lane, ids, settings)
         lane.write_shell()
     return lanes
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from subeight.engine.job import Outcome
 from subeight.formats import QTensor
 from subeight.methods.base import Method, Round, build
+from subeight.methods.polishing import Polish
 from subeight.methods.round.rtn import Rtn
 from subeight.methods.tune import Tune
 from subeight.models.block import Block
@@ -32,6 +33,12 @@ def rounder_of(site: Site) -> Round:
 def tuner_of(site: Site) -> Tune | None:
     """The method of a site that rounds it together with the rest of its block, where it has one."""
     return next((method for method in methods_of(site) if isinstance(method, Tune)), None)
+
+
+def polish_of(plan: Plan) -> Polish | None:
+    """The method of the plan that tunes the whole model, where it has one."""
+    methods = (method for site in plan.quantized for method in methods_of(site))
+    return next((method for method in methods if isinstance(method, Polish)), None)
 
 
 def needs(plan: Plan, groups: Iterable[InputGroup], *, moves: bool, rounds: bool) -> frozenset[str]:

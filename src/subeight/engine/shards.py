@@ -66,8 +66,10 @@ def _filled(value: Tensor, inside: Iterable[LinearView], codes: Codes, exporter:
     return value
 
 
-def shell_tensors(model: Model, codes: Codes, plan: Plan, exporter: Exporter) -> dict[str, Tensor]:
-    """The tensors outside the blocks; a tied head is not written twice."""
+def shell_tensors(
+    model: Model, codes: Codes, plan: Plan, exporter: Exporter, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors outside the blocks, `values` in the place of the model's own; a tied head is not written twice."""
     tensors: dict[str, Tensor] = {}
     for name in model.skeleton.shell_parameters():
         if name in model.skeleton.tied_names:
@@ -76,7 +78,9 @@ def shell_tensors(model: Model, codes: Codes, plan: Plan, exporter: Exporter) ->
         if linear in codes:
             tensors |= exporter.tensors(plan.site(linear), codes[linear])
         else:
-            tensors |= saved_as(model.skeleton.model, {name: model.weights.read(name)})
+            stored = model.weights.read(name)
+            value = values[name].to(stored.dtype) if name in values else stored
+            tensors |= saved_as(model.skeleton.model, {name: value})
     return tensors
 
 

@@ -45,5 +45,5 @@ def transcode(model: Model, plan: Plan, exporter: Exporter, directory: Path, *, 
             writer.write(index, block_tensors(model, structure, stored, found, plan, exporter, scales))
             advance()
     outside = {site.linear.name: codes.read(site.linear.name) for site in plan.quantized if site.linear.block is None}
-    writer.write(count, shell_tensors(model, outside, plan, exporter))
+    writer.write(count, shell_tensors(model, outside, plan, exporter, {}))
     writer.finish(checkpoint_config(model), plan.sites, model.directory)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from subeight.models.precision import exact_products
 from subeight.models.shell import Head
 
 _LOGITS = 64 << 20  # bytes of one buffer of logits
@@ -48,6 +49,32 @@ def divergences(reference: Tensor, candidates: Sequence[Tensor], heads: Sequence
             _logits(heads[number + 1], hidden[start:stop], other)
             found[:, number, start:stop] = _reduced(base, chances, other, first, aim).cpu()
     return Divergence(found[0], found[1])
+
+
+def mean_divergence(
+    reference: Tensor, candidate: Tensor, heads: tuple[Head, Head], *, slope: bool = False
+) -> tuple[float, Tensor | None]:
+    """Mean KL(baseline || candidate) in nats from final hidden states [..., width]; its gradient to the candidate's.
+
+    `heads` are the baseline's and the candidate's. For tuning: plain float32 softmax, not the digits of `divergences`.
+    """
+    aims, given = reference.reshape(-1, reference.shape[-1]), candidate.reshape(-1, candidate.shape[-1])
+    rows = max(1, _LOGITS // (4 * heads[0].vocabulary))
+    total, slopes = 0.0, []
+    for start in range(0, len(aims), rows):
+        part = slice(start, start + rows)
+        with torch.no_grad():
+            base = torch.log_softmax(heads[0](aims[part]), -1)
+        with torch.set_grad_enabled(slope):
+            x = given[part].detach().float().requires_grad_(slope)
+            loss = torch.nn.functional.kl_div(
+                torch.log_softmax(heads[1](x), -1), base, reduction="sum", log_target=True
+            )
+        total += float(loss.detach())
+        if slope:
+            with exact_products(candidate.dtype):
+                slopes.append(torch.autograd.grad(loss, x)[0] / len(aims))
+    return total / len(aims), torch.cat(slopes).reshape(candidate.shape) if slope else None
 
 
 def _logits(head: Head, hidden: Tensor, out: Tensor) -> None:

@@ -172,7 +172,7 @@ def _outside() -> Iterator[tuple[type[Method], str]]:
         if not (inspect.isclass(made) and issubclass(made, Method) and hasattr(made, "name")):
             raise RecipeError(
                 f"the entry point {entry.name!r} of {ENTRY_POINTS} names {entry.value}, which must be "
-                "a class made from Round, Tune or Move with a name; mend or uninstall that package."
+                "a class made from Round, Tune, Move or Polish with a name; mend or uninstall that package."
             )
         yield made, entry.value
 

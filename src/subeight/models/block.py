@@ -155,7 +155,10 @@ class _InputRounding(TorchFunctionMode):
             if found is not None:
                 value = args[product[0]]
                 args = list(args)
-                args[product[0]] = fake_quantize(value, found[0], found[1]).to(value.dtype)
+                rounded = fake_quantize(value, found[0], found[1]).to(value.dtype)
+                if torch.is_grad_enabled() and value.requires_grad:
+                    rounded = value + (rounded - value).detach()  # as if it were not rounded
+                args[product[0]] = rounded
         return func(*args, **(kwargs or {}))
 
 

@@ -47,6 +47,10 @@ class Shell:
         owner, _, tail = name.rpartition(".")
         self._module.get_submodule(owner)._parameters[tail] = nn.Parameter(value, requires_grad=False)
 
+    def names(self) -> list[str]:
+        """Full names of its parameters."""
+        return self._skeleton.shell_parameters()
+
     def parameter(self, name: str) -> Tensor:
         """The live parameter of this full name."""
         return self._module.get_parameter(name)

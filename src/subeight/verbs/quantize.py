@@ -144,6 +144,7 @@ def quantize_numbers(
         "plan": plan.to_dict(),
         "checkpoint": str(directory),
         "parity": parity,
+        "polish": lane.polish_notes(),
         "predicted": forecast,
     }
 
