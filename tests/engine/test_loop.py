@@ -217,7 +217,8 @@ def test_a_block_rounded_as_a_whole_is_nearer_to_the_baselines_output(
     )
     errors = [float((block - exact).square().mean()) for block in (whole, plain)]
     notes = next(iter(lane.outcomes().values()))["notes"]
-    assert errors[0] < 0.9 * errors[1] and notes["loss"] == pytest.approx(errors[0], rel=0.05)
+    assert errors[0] < 0.9 * errors[1]
+    assert notes["loss"] < notes["loss_before"] and notes["loss"] == pytest.approx(errors[0], rel=0.3)  # of one batch
 
 
 def test_a_rule_may_round_a_linear_of_such_a_block_alone(checkpoint: Find, tmp_path: Path) -> None:
@@ -225,4 +226,4 @@ def test_a_rule_may_round_a_linear_of_such_a_block_alone(checkpoint: Find, tmp_p
                  rules: [{match: '*.down_proj', methods: [gptq]}, {match: '*.k_proj', keep: true}]}"""
     lane = quantize(checkpoint("llama"), recipe, tmp_path / "out", calibration())
     notes = {name: row["notes"] for name, row in lane.outcomes().items()}
-    assert len(notes) == 12 and all(("damping" in row) == name.endswith("down_proj") for name, row in notes.items())
+    assert len(notes) == 12 and all(("loss" in row) != name.endswith("down_proj") for name, row in notes.items())

@@ -90,7 +90,7 @@ def test_an_option_without_default(installed):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("gtpq", {}, ["'gtpq'", "awq, gptq", "did you mean 'gptq'?"]),
+        ("gtpq", {}, ["'gtpq'", "gptq, hqq", "did you mean 'gptq'?"]),
         ("nothinglike", {}, ["'nothinglike' is not a method"]),
         ("gptq", {"dampening": 0.1}, ["no option 'dampening'", "did you mean 'damping'?"]),
         ("gptq", {"damping": -1}, ["damping was given as -1", "a number from 0 to 10"]),

@@ -8,9 +8,10 @@ import pytest
 
 from subeight.formats import Format
 from subeight.methods.base import MOVES, Method, Move, Round, build, describe, find_methods
+from subeight.methods.polishing import Polish
 from subeight.methods.tune import Tune
 from subeight.models.stats import GATHERED
-from tests.contract.methods import FORMATS, check_move, check_round, check_tune, variants
+from tests.contract.methods import FORMATS, check_move, check_polish, check_round, check_tune, variants
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 METHODS = find_methods()
@@ -37,6 +38,11 @@ def test_tunes(name, options, text):
     check_tune(build(name, options), Format.parse(text))
 
 
+@pytest.mark.parametrize(("name", "options"), _cases(Polish))
+def test_polishes(name, options):
+    check_polish(build(name, options))
+
+
 @pytest.mark.parametrize("inputs", [None, "int8:token", "int8:tensor", "fp8:token"])
 @pytest.mark.parametrize(
     "formats", [["int4:g64:sym"], ["int3:g32:asym", None, "int8:channel"], [None], ["mxfp4", "nf4:g64"]]
@@ -55,7 +61,7 @@ def test_says_what_it_is(name):
     assert made.move == Path(module.__file__).parent.name
     assert made.move in MOVES
     assert made.scope in ("linear", "group", "block", "model")
-    assert build(name).needs <= GATHERED | {"states"}
+    assert build(name).needs <= GATHERED | {"states", "text"}
     assert re.search(r"https://\S+", module.__doc__), "name the paper"
     assert made.__doc__
 

@@ -1,65 +1,64 @@
-"""SignRound of one linear in float64: the gradient through rounding by hand, steps against its sign.
+"""SignRound of one linear in float64, value by value: the gradient through rounding by hand, then one step.
 
-y = x Q^T with Q = (code - zero) scale, code = round(w / scale + offset + zero) where it is not clipped. Straight
-through means d code / d offset = 1, d code / d scale = -w / scale^2, d code / d zero = 1 inside of the levels and 0
-outside.
+y = x Q^T with Q = (code - zero) scale factor, code = round(position) within the levels. Straight through means
+d code / d position = 1 where the code was not clipped, 0 elsewhere.
 """
 
 import numpy as np
 
+FIRST, SECOND = 0.9, 0.99  # how much of Adam's moments stays
+
 
 class Linear:
-    """The parameters of one weight [out, in] in groups along its rows; every range factor is one number a group."""
+    """The parameters of one weight [out, in] in groups along its rows; every scale has a factor."""
 
-    def __init__(self, weight: np.ndarray, group: int, bits: int, affine: bool) -> None:
-        rows, width = weight.shape
-        self.w = weight.reshape(rows, width // group, group)
+    def __init__(self, weight, codes, scales, zeros, group: int, bits: int) -> None:
         self.first, self.last = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        self.affine = affine
-        self.low, self.high = np.minimum(self.w.min(-1), 0.0), np.maximum(self.w.max(-1), 0.0)
-        self.offset = np.zeros_like(self.w)
-        self.below, self.above = np.ones_like(self.low), np.ones_like(self.high)
+        self.group, self.scales = group, scales
+        self.zeros = np.zeros_like(scales) if zeros is None else zeros
+        self.factor = np.ones_like(scales)
+        self.position = np.zeros(weight.shape)
+        for row in range(weight.shape[0]):
+            for column in range(weight.shape[1]):
+                at = row, column // group
+                wanted = weight[row, column] / scales[at] + self.zeros[at]
+                off = min(max(wanted - codes[row, column], -0.49), 0.49)
+                self.position[row, column] = codes[row, column] + off
+        self.moments = [np.zeros_like(self.position) for _ in range(2)] + [np.zeros_like(scales) for _ in range(2)]
+        self.count = 0
 
-    def scale_and_zero(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scale, rounded zero point, and where the zero point was not clipped."""
-        low, high = self.low * self.below, self.high * self.above
-        if not self.affine:
-            return np.maximum(-low, high) / self.peak, np.zeros_like(low), np.zeros_like(low)
-        scale = (high - low) / (self.last - self.first)
-        raw = self.first - low / scale
-        return scale, np.round(np.clip(raw, self.first, self.last)), ((raw >= self.first) & (raw <= self.last)) * 1.0
+    def codes(self) -> np.ndarray:
+        return np.round(self.position).clip(self.first, self.last)
 
-    @property
-    def peak(self) -> float:
-        return -self.first - 0.5
+    def weight(self) -> np.ndarray:
+        """The rounded weight [out, in]."""
+        found = np.zeros_like(self.position)
+        codes = self.codes()
+        for row in range(found.shape[0]):
+            for column in range(found.shape[1]):
+                at = row, column // self.group
+                found[row, column] = (codes[row, column] - self.zeros[at]) * self.scales[at] * self.factor[at]
+        return found
 
-    def rounded(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Codes, the rounded weight [out, in], and where a code was not clipped."""
-        scale, zero, _ = self.scale_and_zero()
-        raw = self.w / scale[..., None] + self.offset + zero[..., None]
-        inside = ((raw >= self.first) & (raw <= self.last)) * 1.0
-        codes = np.round(np.clip(raw, self.first, self.last))
-        weight = ((codes - zero[..., None]) * scale[..., None]).reshape(len(self.w), -1)
-        return codes, weight, inside
-
-    def step(self, x: np.ndarray, y: np.ndarray, size: float) -> None:
+    def step(self, x: np.ndarray, y: np.ndarray, size: float, descent: str) -> None:
         """One step on the mean squared distance of x Q^T from y."""
-        scale, zero, free = self.scale_and_zero()
-        codes, weight, inside = self.rounded()
-        d_weight = (2 / y.size * (x @ weight.T - y).T @ x).reshape(self.w.shape)
-        d_code = d_weight * scale[..., None] * inside
-        d_offset = d_code
-        d_zero = (d_code - d_weight * scale[..., None]).sum(-1) * free
-        through = d_weight * (codes - zero[..., None]) - d_code * self.w / scale[..., None] ** 2
-        d_scale = through.sum(-1)
-        low, high = self.low * self.below, self.high * self.above
-        if self.affine:
-            d_scale = d_scale + d_zero * low / scale**2
-            d_high = d_scale / (self.last - self.first)
-            d_low = -d_scale / (self.last - self.first) - d_zero / scale
-        else:
-            d_low = np.where(-low > high, -d_scale / self.peak, 0.0)
-            d_high = np.where(-low < high, d_scale / self.peak, 0.0)
-        self.offset = np.clip(self.offset - size * np.sign(d_offset), -0.5, 0.5)
-        self.below = np.clip(self.below - size * np.sign(d_low * self.low), 0.0, 1.0)
-        self.above = np.clip(self.above - size * np.sign(d_high * self.high), 0.0, 1.0)
+        slope = 2 / y.size * (x @ self.weight().T - y).T @ x
+        codes = self.codes()
+        to_position, to_factor = np.zeros_like(self.position), np.zeros_like(self.factor)
+        for row in range(slope.shape[0]):
+            for column in range(slope.shape[1]):
+                at = row, column // self.group
+                if self.first - 0.5 < self.position[row, column] < self.last + 0.5:
+                    to_position[row, column] = slope[row, column] * self.scales[at] * self.factor[at]
+                to_factor[at] += slope[row, column] * (codes[row, column] - self.zeros[at]) * self.scales[at]
+        self.count += 1
+        self.position -= size * self._direction(to_position, 0, descent)
+        self.factor -= size / 3 * self._direction(to_factor, 2, descent)
+
+    def _direction(self, slope: np.ndarray, at: int, descent: str) -> np.ndarray:
+        if descent == "sign":
+            return np.sign(slope)
+        self.moments[at] = FIRST * self.moments[at] + (1 - FIRST) * slope
+        self.moments[at + 1] = SECOND * self.moments[at + 1] + (1 - SECOND) * slope**2
+        mean = self.moments[at] / (1 - FIRST**self.count)
+        return mean / (np.sqrt(self.moments[at + 1] / (1 - SECOND**self.count)) + 1e-20)

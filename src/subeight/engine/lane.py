@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from subeight.models.folds import ModelFolds
 from subeight.models.model import Model
 from subeight.models.read.quantized import quantized_tensors
 from subeight.models.read.safetensors import Stored, index_file
-from subeight.models.stats import Stats
+from subeight.models.stats import GATHERED, Stats
 from subeight.models.structure import InputGroup, LinearView
 from subeight.models.tap import chunks
 from subeight.models.weights import StoredWeights
@@ -103,7 +103,6 @@ class Lane:
         if moving(self.plan, block):
             columns = move_block(block, self._folds[block.index], self.plan, tap, self._limit(), exact)
         done = Rounded()
-        self._tune(block, states, done, live=live)
         staged = live and self.plan.tap == "sequential"
         for stage in block.structure.stages if staged else [list(block.structure.groups)]:
             for part, wanted in self._parts(stage, done):
@@ -117,21 +116,22 @@ class Lane:
                         self._compute_with(block, group.linears, done)
         if live and not staged:
             self._compute_with(block, list(block.structure.linears()), done)
+        self._tune(block, states, done)
         self._write(block, done)
 
-    def _tune(self, block: Block, states: Callable[[], States] | None, done: Rounded, *, live: bool) -> None:
-        """The linears that are rounded together, before all others."""
+    def _tune(self, block: Block, states: Callable[[], States] | None, done: Rounded) -> None:
+        """The linears that are rounded together, from the codes that each got alone."""
         for method, views in tuned(block, self.plan).values():
             assert states is not None
-            codes, outcomes = tune_block(block, method, views, self.plan, states(), self.settings.seed)
+            codes, outcomes = tune_block(block, method, views, done.codes, states(), self.settings.seed)
             done.codes |= codes
-            done.outcomes += outcomes
-            if live:
-                self._compute_with(block, views, done)
+            before = {outcome.name: outcome.notes for outcome in done.outcomes}
+            done.outcomes += [replace(one, notes={**before.get(one.name, {}), **one.notes}) for one in outcomes]
+            self._compute_with(block, views, done)
 
     def _parts(self, stage: Sequence[InputGroup], done: Rounded) -> Iterator[tuple[list[InputGroup], frozenset[str]]]:
         """The groups of a stage that the plan decides about: those without statistics, then the others in chunks."""
-        needed = {group.name: needs(self.plan, [group], moves=False, rounds=True) for group in stage}
+        needed = {group.name: needs(self.plan, [group], moves=False, rounds=True) & GATHERED for group in stage}
         decided = [group for group in stage if any(self._is_open(view, done) for view in group.linears)]
         plain = [group for group in decided if not needed[group.name]]
         if plain:

@@ -18,7 +18,7 @@ from subeight.engine.moves import Tap, moving
 from subeight.engine.polishing import polish
 from subeight.engine.rounding import needs
 from subeight.engine.streams import DiskStream, MemoryStream, Stream, embedded
-from subeight.engine.tuning import States
+from subeight.engine.tuning import States, tuned
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.shell import Shell
@@ -172,7 +172,8 @@ def _run_shared(
         for lane in waiting:
             began = time.monotonic()
             states = None if stream is None else _states_of(block, stream, shell)
-            lane.quantize(_copied(block) if moving(lane.plan, block) else block, tap, states, live=False)
+            changed = moving(lane.plan, block) or tuned(block, lane.plan)
+            lane.quantize(_copied(block) if changed else block, tap, states, live=False)
             lane.seconds += time.monotonic() - began + common / len(waiting)
         block.stored.clear()
         if stream is not None and index < count - 1:
@@ -199,7 +200,7 @@ def _shared_tap(block: Block, lanes: Sequence[Lane], shell: Shell, stream: Strea
     fed: list[InputGroup] = []
     union: frozenset[str] = frozenset()
     for group in block.structure.groups:
-        wanted = frozenset().union(*(needs(lane.plan, [group], moves=True, rounds=True) for lane in lanes))
+        wanted = frozenset().union(*(needs(lane.plan, [group], moves=True, rounds=True) for lane in lanes)) & GATHERED
         fed += [group] if wanted else []
         union |= wanted
     tap = _tap_of(block, stream, shell)

@@ -15,13 +15,14 @@ from subeight.engine.kept import keep_tensors, kept_tensors
 from subeight.engine.lane import Lane
 from subeight.engine.rounding import generator_of, polish_of
 from subeight.engine.streams import embedded
-from subeight.engine.tunable import Tunable
+from subeight.engine.tunable import STEP, Tunable, graph_bytes
 from subeight.formats import QTensor
 from subeight.methods.polishing import ModelTask, Polish
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.shell import Shell
 from subeight.records.files import atomic_write
+from subeight.records.memory import free_bytes
 from subeight.records.progress import progress
 
 
@@ -46,7 +47,7 @@ def _tuned(model: Model, lane: Lane, method: Polish, ids: Tensor, settings: Sett
     model_in_text = _tunable(model, lane, ids, settings)
     state = lane.folder / "polish" / "state.safetensors"
     notes: dict[str, Any] = {}
-    with progress(1.0, f"Tuning the whole of it by {method.name}", "", quiet=settings.quiet) as advance:
+    with progress(100, f"Tuning the whole of it by {method.name}", "%", quiet=settings.quiet) as advance:
         task = ModelTask(
             parameters=model_in_text.start(),
             sequences=len(ids),
@@ -54,7 +55,7 @@ def _tuned(model: Model, lane: Lane, method: Polish, ids: Tensor, settings: Sett
             loss=model_in_text.loss,
             keep=partial(keep_tensors, state),
             kept=partial(kept_tensors, state),
-            advance=advance,
+            advance=lambda share: advance(100 * share),
         )
         tuned = method.polish(task, generator_of(settings.seed, method.name), notes)
     atomic_write(lane.folder / "polish" / "notes.json", json.dumps({"method": method.name, **notes}))
@@ -73,6 +74,7 @@ def _tunable(model: Model, lane: Lane, ids: Tensor, settings: Settings) -> Tunab
 
     size = settings.dtype.itemsize * sum(p.numel() for one in model.skeleton.blocks for p in one.parameters())
     resident = settings.max_memory is None or size <= settings.max_memory
+    graphs = graph_bytes(count, STEP * ids.shape[1], model.skeleton.width, settings.dtype)
     return Tunable(
         block=cache(block) if resident else block,
         codes=[_moved(lane.kept_codes(index), settings.device) for index in range(count)],
@@ -80,6 +82,7 @@ def _tunable(model: Model, lane: Lane, ids: Tensor, settings: Settings) -> Tunab
         ids=ids,
         targets=targets,
         heads=(head, shell.head()),
+        keeps_graphs=resident and graphs <= (settings.max_memory or free_bytes()) / 2,
     )
 
 

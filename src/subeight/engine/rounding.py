@@ -26,8 +26,17 @@ def methods_of(site: Site) -> list[Method]:
 
 
 def rounder_of(site: Site) -> Round:
-    """The one method of a site that rounds it alone; to nearest, where its own sees only blocks."""
-    return next((method for method in methods_of(site) if isinstance(method, Round)), Rtn())
+    """The method that rounds a site alone: its own, or what its block is rounded by before all of it is tuned."""
+    tuner = tuner_of(site)
+    own = next((method for method in methods_of(site) if isinstance(method, Round)), Rtn())
+    return own if tuner is None else starter_of(tuner)
+
+
+def starter_of(tuner: Tune) -> Round:
+    """What rounds the linears one by one before this method tunes them together."""
+    found = build(tuner.start)
+    assert isinstance(found, Round)
+    return found
 
 
 def tuner_of(site: Site) -> Tune | None:
@@ -52,6 +61,8 @@ def needs(plan: Plan, groups: Iterable[InputGroup], *, moves: bool, rounds: bool
             for method in methods_of(site):
                 if (moves and method.move == "move") or (rounds and method.move == "round"):
                     wanted |= method.needs
+                if rounds and isinstance(method, Tune):
+                    wanted |= starter_of(method).needs
             if rounds and site.inputs is not None and site.inputs.per == "tensor":
                 wanted.add("absmax")
     return frozenset(wanted)
@@ -70,7 +81,7 @@ def round_group(
     stacks: dict[tuple, list[LinearView]] = defaultdict(list)
     for view in group.linears:
         site = plan.site(view.info.name)
-        if site.weights is None or tuner_of(site) is not None:
+        if site.weights is None:
             continue
         alone = view.info.name if site.weights.per == "tensor" else ""
         stacks[(site.weights, repr(site.methods), alone)].append(view)

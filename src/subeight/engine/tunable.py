@@ -1,7 +1,7 @@
 """A quantized model with fixed codes as a function of its continuous parameters, with gradients, block by block.
 
-Memory: the codes, what each block reads of the sequences of one step, one block's graph, and the blocks themselves if
-they are resident; else one at a time, read from the disk once forward and once backward.
+Memory: the codes, what each block reads of the sequences of one step, and one block's graph (computed again on the way
+back) or all of them; the blocks where they are resident, else one at a time, read once forward and once backward.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Tunable:
     ids: Tensor
     targets: Tensor
     heads: tuple[Head, Head]
+    keeps_graphs: bool = False
 
     def start(self) -> dict[str, Tensor]:
         """The parameters as they are: effective scales of codes, and every vector of the blocks and the last norm."""
@@ -45,7 +46,7 @@ class Tunable:
             f"{name}.{SCALES}": _effective(weight).clone()
             for codes in self.codes
             for name, weight in codes.items()
-            if weight.format.grid != "mxfp4"  # its scales are powers of two
+            if is_tunable(weight)
         }
         for index in range(len(self.codes)):
             found |= _vectors(self.block(index))
@@ -56,13 +57,15 @@ class Tunable:
         total = 0.0
         with torch.no_grad():
             for part in (rows[at : at + STEP] for at in range(0, len(rows), STEP)):
-                hidden, _ = self._forward(parameters, part, keep=False)
+                hidden = self._entering(parameters, part)
+                for index in range(len(self.codes)):
+                    hidden = self._placed(index, parameters)(hidden, self._call(part, index))
                 total += mean_divergence(self.targets[part], self.shell.finish(hidden), self.heads)[0] * len(part)
         return total / len(rows)
 
     def gradients(self, parameters: Parameters, rows: list[int]) -> tuple[float, dict[str, Tensor]]:
         """The loss, and its gradient to every parameter."""
-        hidden, states = self._forward(parameters, rows, keep=True)
+        hidden, traces = self._traces(parameters, rows)
         outside = {name: self.shell.parameter(name).requires_grad_() for name in self._outside()}
         with torch.enable_grad():
             last = hidden.requires_grad_()
@@ -72,46 +75,53 @@ class Tunable:
         back, *slopes = torch.autograd.grad(final, [last, *outside.values()], slope.to(final.dtype))
         found = dict(zip(outside, (value.float() for value in slopes), strict=True))
         for index in reversed(range(len(self.codes))):
-            back, own = self._backward(parameters, index, states.pop(), back)
-            found |= own
+            kept = traces.pop()
+            trace = self._trace(parameters, index, kept) if isinstance(kept, Tensor) else kept
+            back, own = self._backward(trace, back)
+            found |= {n: torch.zeros_like(parameters[n]) if value is None else value for n, value in own.items()}
         return loss, {name: found[name] for name in parameters}
 
     def _outside(self) -> list[str]:
         return [name for name in self.shell.names() if self.shell.parameter(name).dim() == 1]
 
-    def _forward(self, parameters: Parameters, rows: list[int], *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    def _entering(self, parameters: Parameters, rows: list[int]) -> Tensor:
         for name in self._outside():
             self.shell.replace(name, parameters[name])
-        hidden, states = self.shell.embed(self.ids[rows]), []
-        for index in range(len(self.codes)):
-            if keep:
-                states.append(hidden)
-            hidden = self._placed(index, parameters)(hidden, self._call(rows, index))
-        return hidden, states
+        return self.shell.embed(self.ids[rows])
 
-    def _backward(
-        self, parameters: Parameters, index: int, hidden: Tensor, slope: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        block = self._placed(index, parameters)
-        names = block.parameters()
-        inside = [block.parameter(name).requires_grad_() for name in names]
-        with torch.enable_grad():
-            first = hidden.detach().requires_grad_()
-            output = block(first, self._call([0] * len(hidden), index))
-            back, *slopes = torch.autograd.grad(output, [first, *inside], slope, allow_unused=True)
-        for value in inside:
+    def _traces(self, parameters: Parameters, rows: list[int]) -> tuple[Tensor, list[_Trace | Tensor]]:
+        """The last block's output; for each block its graph, or where these are not kept what it read."""
+        hidden = self._entering(parameters, rows)
+        traces: list[_Trace | Tensor] = []
+        for index in range(len(self.codes)):
+            if self.keeps_graphs:
+                traces.append(trace := self._trace(parameters, index, hidden))
+                hidden = trace.output.detach()
+            else:
+                traces.append(hidden)
+                with torch.no_grad():
+                    hidden = self._placed(index, parameters)(hidden, self._call(rows, index))
+        return hidden, traces
+
+    def _trace(self, parameters: Parameters, index: int, hidden: Tensor) -> _Trace:
+        block, first = self._placed(index, parameters), hidden.detach().requires_grad_()
+        inside = {name: block.parameter(name).requires_grad_() for name in block.parameters()}
+        return _Trace(index, block, first, inside, block(first, self._call(range(len(hidden)), index)))
+
+    def _backward(self, trace: _Trace, slope: Tensor) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """The gradient to what the block read, and to its parameters: None for those that no token reached."""
+        inside = trace.inside
+        back, *slopes = torch.autograd.grad(trace.output, [trace.first, *inside.values()], slope, allow_unused=True)
+        for value in inside.values():
             value.requires_grad_(False)
-        by_name = {name: value for name, value in zip(names, slopes, strict=True) if value is not None}
-        found = {name: by_name.get(name) for name in names if name in parameters}
-        for view in block.structure.linears():
-            weight = self.codes[index].get(view.info.name)
-            if weight is not None and f"{view.info.name}.{SCALES}" in parameters:
-                whole = by_name.get(view.parameter)
+        by_name: dict[str, Tensor | None] = dict(zip(inside, slopes, strict=True))
+        found = {name: _wide(value) for name, value in by_name.items() if inside[name].dim() == 1}
+        for view in trace.block.structure.linears():
+            weight = self.codes[trace.index].get(view.info.name)
+            if weight is not None and is_tunable(weight):
+                whole = by_name[view.parameter]
                 found[f"{view.info.name}.{SCALES}"] = None if whole is None else _to_scales(view.of(whole), weight)
-        return back, {
-            name: torch.zeros_like(parameters[name]) if slope is None else slope.float()
-            for name, slope in found.items()
-        }
+        return back, found
 
     def _placed(self, index: int, parameters: Parameters) -> Block:
         """The block with these parameters, as they will be stored."""
@@ -130,12 +140,40 @@ class Tunable:
         return self.shell.call((len(rows), self.ids.shape[1]), index)
 
 
+@dataclass(frozen=True)
+class _Trace:
+    """One block's graph for the sequences of a step."""
+
+    index: int
+    block: Block
+    first: Tensor
+    inside: dict[str, Tensor]
+    output: Tensor
+
+
+def is_tunable(weight: QTensor) -> bool:
+    """Whether its scales are continuous: those of mxfp4 are powers of two."""
+    return weight.format.grid != "mxfp4"
+
+
 def rescaled(name: str, weight: QTensor, parameters: Parameters) -> QTensor:
     """The codes of the linear `name` with the scales of the parameters, as they are stored."""
     ideal = parameters.get(f"{name}.{SCALES}")
     if ideal is None:
         return weight
-    return replace(weight, scales=storable(weight.format, ideal.clamp_min(0.0), weight.global_scale))
+    if not weight.format.grid.startswith("int"):
+        ideal = ideal.clamp_min(0.0)
+    return replace(weight, scales=storable(weight.format, ideal, weight.global_scale))
+
+
+def graph_bytes(blocks: int, tokens: int, width: int, dtype: torch.dtype) -> int:
+    """What the graphs of all blocks take: 17 numbers per token and channel (Korthikanti et al. 2022, 34 bytes in
+    16 bits, https://arxiv.org/abs/2205.05198, without the scores, which attention here does not keep)."""
+    return blocks * tokens * width * 17 * dtype.itemsize
+
+
+def _wide(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.float()
 
 
 def _effective(weight: QTensor) -> Tensor:

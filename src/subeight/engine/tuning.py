@@ -1,16 +1,15 @@
 """Rounding a block as a whole: its linears' codes are chosen together, by the block's output."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from subeight.engine.job import Outcome
 from subeight.engine.rounding import generator_of, outcome_of, tuner_of
 from subeight.formats import QTensor
-from subeight.methods.tune import BlockTask, Tune
+from subeight.methods.tune import BlockTask, Tune, Weights
 from subeight.models.block import Block
 from subeight.models.calls import Call
 from subeight.models.structure import LinearView
@@ -31,36 +30,66 @@ def tuned(block: Block, plan: Plan) -> dict[str, tuple[Tune, list[LinearView]]]:
 
 
 def tune_block(
-    block: Block, method: Tune, views: Sequence[LinearView], plan: Plan, states: States, seed: int
+    block: Block,
+    method: Tune,
+    views: Sequence[LinearView],
+    start: Mapping[str, QTensor],
+    states: States,
+    seed: int,
 ) -> tuple[dict[str, QTensor], list[Outcome]]:
-    """Codes for these linears, and what each lost; the block itself stays as it is."""
+    """Codes for these linears, and what each lost; the block computes with the last ones tried."""
     batches, targets = states
     weights = {view.info.name: block.original(view) for view in views}
-    formats = {view.info.name: plan.site(view.info.name).weights for view in views}
-    task = BlockTask(
-        weights=weights,
-        formats={name: format for name, format in formats.items() if format is not None},
-        targets=targets,
-        output=lambda given, number: _output(block, views, given, batches[number]),
-    )
+    whole = _Differentiable(block, views)
+
+    def loss(given: Weights, number: int) -> float:
+        return float(_distance(whole.output(given, batches[number]), targets[number]))
+
+    def gradients(given: Weights, number: int) -> tuple[float, dict[str, Tensor]]:
+        return whole.gradients(given, batches[number], targets[number])
+
+    task = BlockTask(weights, {name: start[name] for name in weights}, len(batches), gradients, loss)
     notes: dict[str, Any] = {}
     codes = method.tune(task, generator_of(seed, block.prefix), notes)
     return codes, [outcome_of(name, weights[name], code, None, notes) for name, code in codes.items()]
 
 
-def _output(
-    block: Block, views: Sequence[LinearView], weights: Mapping[str, Tensor], batch: tuple[Tensor, Call]
-) -> Tensor:
-    """The block's output with these weights in place, differentiable in them."""
-    by_parameter: dict[str, list[LinearView]] = defaultdict(list)
-    for view in views:
-        by_parameter[view.parameter].append(view)
-    placed = {}
-    for name, mine in by_parameter.items():
-        value = block.parameter(name).detach().clone()
-        for view in mine:
-            view.of(value).copy_(weights[view.info.name])
-        placed[name.removeprefix(f"{block.prefix}.")] = value
-    hidden, (arguments, options) = batch
-    given = (hidden.to(block.device, block.dtype), *arguments)
-    return functional_call(block.module, placed, given, options)
+class _Differentiable:
+    """A block as a function of the weights of some linears; the inputs that its plan rounds are rounded."""
+
+    def __init__(self, block: Block, views: Sequence[LinearView]) -> None:
+        self._block, self._views = block, views
+        self._names = list(dict.fromkeys(view.parameter for view in views))
+
+    @torch.no_grad()
+    def output(self, weights: Weights, batch: tuple[Tensor, Call]) -> Tensor:
+        for view in self._views:
+            self._block.set_weight(view, weights[view.info.name])
+        return self._block(*batch)
+
+    def gradients(
+        self, weights: Weights, batch: tuple[Tensor, Call], target: Tensor
+    ) -> tuple[float, dict[str, Tensor]]:
+        with torch.no_grad():
+            for view in self._views:
+                self._block.set_weight(view, weights[view.info.name])
+        parameters = [self._block.parameter(name).requires_grad_() for name in self._names]
+        try:
+            loss = _distance(self._block(*batch), target)
+            slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+        found = dict(zip(self._names, slopes, strict=True))
+        return float(loss.detach()), {
+            view.info.name: _part(view, found[view.parameter], weights[view.info.name]) for view in self._views
+        }
+
+
+def _part(view: LinearView, slope: Tensor | None, weight: Tensor) -> Tensor:
+    """The gradient of one linear; nothing where no token reached it."""
+    return torch.zeros_like(weight) if slope is None else view.of(slope)
+
+
+def _distance(output: Tensor, target: Tensor) -> Tensor:
+    return (output.float() - target.to(output.device).float()).square().mean()

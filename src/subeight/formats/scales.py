@@ -29,6 +29,7 @@ _SMALLEST = {
 class Scales:
     """Scales [out, groups] (channel, token: [out, 1]; tensor: [1, 1]): float32 numbers that their type holds.
 
+    Those of symmetric integers below 8 bits may be negative.
     `global_scale` (nvfp4 only) divides: a weight is value * scale / global_scale, as in compressed-tensors.
     """
 
@@ -101,7 +102,7 @@ def full_range(format: Format, low: Tensor, high: Tensor, global_scale: Tensor |
 
 
 def storable(format: Format, ideal: Tensor, global_scale: Tensor | None = None) -> Tensor:
-    """Ideal scales rounded to what the scale type holds; never zero: 1 for an all-zero group."""
+    """Ideal scales rounded to what the scale type holds, sign kept; never zero: 1 for an all-zero group."""
     if format.grid == "mxfp4":
         _, exponent = torch.frexp(ideal)
         rounded = torch.ldexp(torch.ones_like(ideal), (exponent - 1).clamp_(-126, 127))
@@ -109,4 +110,4 @@ def storable(format: Format, ideal: Tensor, global_scale: Tensor | None = None) 
     if global_scale is not None:
         ideal = (ideal * global_scale).clamp_(max=_FP8_MAX)
     rounded = ideal.to(format.scale_dtype).to(torch.float32)
-    return torch.where(ideal == 0, 1.0, rounded.clamp(min=_SMALLEST[format.scale_dtype]))
+    return torch.where(ideal == 0, 1.0, rounded.abs().clamp_(min=_SMALLEST[format.scale_dtype]).copysign_(ideal))

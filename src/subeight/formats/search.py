@@ -1,12 +1,13 @@
 """Finding scales: over the full range, or where the squared error is least (clipping the rare extremes).
 
 The `mse` search shrinks and stretches the full range over a fixed row of ratios, then fits the scale to the
-chosen codes by least squares, as llama.cpp's k-quants do. A step is taken only where the error falls,
+chosen codes by least squares, as llama.cpp's k-quants do; scales of symmetric integers may come out negative, which
+turns the longer side of their grid toward the group's extreme. A step is taken only where the error falls,
 measured with the scale as it will be stored: the result is never worse than absmax. The same input gives the
 same result.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -52,10 +53,10 @@ def find_scales(
         return full
     worth = None if importance is None else _worth(importance, weight, format)
     if format.per == "tensor":
-        return _search(_Task(groups, worth, low, high, format, global_scale))
+        return _signed_search(_Task(groups, worth, low, high, format, global_scale))
     step = max(1, _CHUNK // groups[0].numel())
     parts = [
-        _search(_Task(groups[rows], worth, low[rows], high[rows], format, global_scale))
+        _signed_search(_Task(groups[rows], worth, low[rows], high[rows], format, global_scale))
         for rows in (slice(i, i + step) for i in range(0, len(groups), step))
     ]
     zeros = [part.zeros for part in parts if part.zeros is not None]
@@ -102,6 +103,17 @@ class _Task:
         if self.format.per != "tensor":
             return sums[0]
         return torch.stack([part.sum(dtype=torch.float64) for part in sums]).sum().view(1, 1)
+
+
+def _signed_search(task: _Task) -> Scales:
+    """A symmetric grid of integers reaches one code further down than up: below 8 bits a negative scale may turn it."""
+    found = _search(task)
+    if not (task.format.symmetric and task.format.grid.startswith("int") and task.format.code_bits < 8):
+        return found
+    mirrored = replace(task, groups=-task.groups, low=-task.high, high=-task.low)
+    other = _search(mirrored)
+    wins = _error(mirrored, other) < _error(task, found)
+    return Scales(torch.where(wins, -other.scales, found.scales))
 
 
 def _search(task: _Task) -> Scales:
@@ -175,6 +187,6 @@ def _fitted(task: _Task, best: Scales, shift: int) -> Scales:
         products.append((worthy * weight).sum(-1))
         squares.append((worthy * value).sum(-1))
     product, square = task.total(products), task.total(squares)
-    usable = (product > 0) & (square > 0)
+    usable = (product * best.effective > 0) & (square > 0)
     ideal = torch.where(usable, product / square, best.effective).to(torch.float32)
     return Scales(storable(task.format, ideal, task.global_scale), zeros, task.global_scale)

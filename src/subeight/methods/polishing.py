@@ -27,7 +27,7 @@ class ModelTask:
             its gradient to every parameter; parameters count as they will be stored.
         loss: the loss alone.
         keep: writes the state of a half-done polish down, which `kept` gives after a kill; None where there is none.
-        advance: tells how much of the work is done, from 0 to 1.
+        advance: tells that this share of the work is done too.
     """
 
     parameters: Mapping[str, Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,35 +14,43 @@ from typing_extensions import override
 from subeight.formats import Format, QTensor
 from subeight.methods.base import Method
 
+Weights = Mapping[str, Float[Tensor, "out in"]]
+
 
 @dataclass(frozen=True)
 class BlockTask:
-    """One block to be rounded.
+    """One block to be rounded, with what the quantized model before it computes.
 
     Attributes:
         weights: what is rounded, by the linear's name [out, in], float32.
-        formats: the format of each.
-        targets: the baseline's output for each batch of calibration text [rows, length, width].
-        output: the block's own output for batch n with these weights in place, differentiable in them; it reads what
-            the quantized model before it computes.
+        start: codes of each to start from, with the formats that they are to have.
+        batches: how many batches of calibration text there are.
+        gradients: for batch n with these weights in place, the mean squared distance of the block's output from the
+            baseline's, and its gradient to every weight.
+        loss: the distance alone.
     """
 
-    weights: Mapping[str, Float[Tensor, "out in"]]
-    formats: Mapping[str, Format]
-    targets: Sequence[Float[Tensor, "rows length width"]]
-    output: Callable[[Mapping[str, Tensor], int], Float[Tensor, "rows length width"]]
+    weights: Weights
+    start: Mapping[str, QTensor]
+    batches: int
+    gradients: Callable[[Weights, int], tuple[float, dict[str, Tensor]]]
+    loss: Callable[[Weights, int], float]
 
-    def loss(self, weights: Mapping[str, Tensor], batch: int) -> Float[Tensor, ""]:
-        """The mean squared distance from the baseline's output."""
-        return (self.output(weights, batch).float() - self.targets[batch].float()).square().mean()
+    def formats(self) -> dict[str, Format]:
+        """The format of each weight."""
+        return {name: codes.format for name, codes in self.start.items()}
 
 
 @dataclass(frozen=True)
 class Tune(Method):
-    """Chooses the codes of all linears of a block together, by the block's output."""
+    """Chooses the codes of all linears of a block together, by the block's output.
+
+    `start` names the method that rounds them first, one by one.
+    """
 
     move: ClassVar[str] = "round"
     scope: ClassVar[str] = "block"
+    start: str
 
     @property
     @override

@@ -114,8 +114,9 @@ class Block:
             self._inputs = before
 
     def __call__(self, hidden: Tensor, call: Call) -> Tensor:
-        """The block's output for a hidden state [batch, length, width]; differentiable where that asks for it."""
-        with torch.set_grad_enabled(hidden.requires_grad), self._rounding():
+        """The block's output for a hidden state [batch, length, width]; differentiable where that or a weight asks."""
+        asked = hidden.requires_grad or any(value.requires_grad for value in self.module.parameters())
+        with torch.set_grad_enabled(asked), self._rounding():
             return self.module(hidden.to(self.device, self.dtype), *call[0], **call[1])
 
     @contextmanager

@@ -1,5 +1,6 @@
-"""How much memory this process used at most."""
+"""How much memory this process used at most, and how much is free."""
 
+import os
 import re
 import resource
 import sys
@@ -14,3 +15,11 @@ def peak_rss_bytes() -> int:
         return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_bytes() -> int:
+    """Memory that programs can still have without swapping, in bytes."""
+    about = Path("/proc/meminfo")
+    if about.is_file() and (found := re.search(r"^MemAvailable:\s*(\d+) kB", about.read_text(), re.MULTILINE)):
+        return int(found[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -19,7 +19,7 @@ from subeight.verbs.parity import verified
 from subeight.verbs.planning import calibration_of, planned, predicted
 from subeight.verbs.session import Result, Session, calibration_settings, finish, finished, where
 
-CALIBRATION_BATCH = 8
+CALIBRATION_BATCH = 4
 
 
 def quantize(

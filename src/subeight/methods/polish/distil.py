@@ -45,13 +45,14 @@ class Distil(Polish):
         if not state.step:
             state.offer(task.loss(state.parameters(), held))
         batches = _batches(train, self.batch, self.epochs, generator)
+        task.advance(state.step / len(batches))
         for step in range(state.step, len(batches)):
             _, gradients = task.gradients(state.parameters(), batches[step])
             state.move(gradients, self._rate(step, len(batches)))
             if (step + 1) % max(1, len(train) // self.batch) == 0 or step + 1 == len(batches):
                 state.offer(task.loss(state.parameters(), held))
                 task.keep(state.to_dict())
-            task.advance((step + 1) / len(batches))
+            task.advance(1 / len(batches))
         notes |= {"steps": len(batches), "loss_before": state.first, "loss_after": state.least}
         return state.best_parameters()
 

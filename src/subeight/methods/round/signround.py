@@ -1,16 +1,18 @@
-"""SignRound: which way each value is rounded, and how far each group is clipped, learned from the block's output.
+"""SignRound: which way each value is rounded, and how wide each group's steps are, learned from the block's output.
 
-Cheng et al. 2023 (AutoRound), https://arxiv.org/abs/2309.05516. Every value gets an offset of at most half a step,
-every group two factors of its range. They take steps of one size against the sign of the gradient of |block -
-baseline|^2, the size falling to zero, through rounding as if it were not there (straight-through). Unlike the
-authors' code, the best parameters are those of the best pass over all batches, not of the best batch, and what is
-returned is compared with plain rounding on all of them: it is never worse there.
+Cheng et al. 2023 (AutoRound), https://arxiv.org/abs/2309.05516. Every value has a position between the codes, every
+group a scale; both take steps that fall to zero, against the sign of the gradient of |block - baseline|^2 or by Adam
+(Kingma and Ba 2014, https://arxiv.org/abs/1412.6980), through rounding as if it were not there (straight-through).
+
+Unlike the authors' code it starts from GPTQ's codes, with the positions as near to the weights as these codes allow
+(measured on smollm2 at 2 bits: a third less error than from plain rounding, after as many steps), and the best pass is
+chosen by batches that no step was taken on. What comes out is never worse on them than the start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,157 +20,135 @@ from torch import Tensor
 from typing_extensions import override
 
 from subeight.errors import FormatError, RecipeError
-from subeight.formats import Format, QTensor
-from subeight.formats.scales import grouped, storable, ungrouped, value_range
+from subeight.formats import QTensor
+from subeight.formats.scales import grouped, storable, ungrouped
 from subeight.methods.base import option
 from subeight.methods.tune import BlockTask, Tune
 
 NOT_FINITE = "a weight holds NaN or Inf: give finite weights"
+BETAS = (0.9, 0.99)
+TINY = 1e-20
+INSIDE = 0.49  # how near to the border of a code's interval a position starts at most
+HELD = 16  # one batch of so many judges and is not trained on
 
 
 @dataclass(frozen=True)
 class SignRound(Tune):
-    """Learn the rounding by signed gradients."""
+    """Learn the rounding by the block's output."""
 
     name: ClassVar[str] = "signround"
-    steps: int = option(200, "how many steps are taken, one batch each", low=1, high=100_000)
+    start: str = option("gptq", "what rounds each linear before", choices=("gptq", "rtn"))
+    steps: int = option(100, "how many steps are taken, one batch each", low=1, high=100_000)
+    descent: str = option("adam", "how a step follows the gradient", choices=("adam", "sign"))
     rate: float = option(0.0, "size of the first step in units of a code; 0 means 1 / steps", low=0.0, high=0.5)
-    clip: bool = option(True, "learn the range of each group too")
+    clip: bool = option(True, "learn the scale of each group too, at a third of the rate")
 
     @override
     def tune(self, task: BlockTask, generator: torch.Generator, notes: dict[str, Any]) -> dict[str, QTensor]:
-        """Codes of the best pass; notes: `loss` and what plain rounding loses, `plain`."""
-        linears = {name: _Rounding.of(weight, task.formats[name]) for name, weight in task.weights.items()}
-        plain = {name: linear.kept() for name, linear in linears.items()}
-        best, least = plain, float("inf")
-        order: list[int] = []
-        passed: list[float] = []
+        """Codes of the best pass; notes: `loss` and what the start loses, `loss_before`, on the batches that judge."""
+        linears = {name: _Learned.of(weight, task.start[name]) for name, weight in task.weights.items()}
+        order = torch.randperm(task.batches, generator=generator).tolist()
+        count = max(1, task.batches // HELD)
+        held, train = order[:count], order[count:] or order
+        best, before = dict(task.start), _mean_loss(task, task.start, held)
+        least, left = before, list(train)
         for step in range(self.steps):
-            if not order:
-                least, best, passed = self._kept(linears, passed, least, best)
-                order = torch.randperm(len(task.targets), generator=generator).tolist()
-            passed.append(self._step(task, linears, order.pop(), self._size(step)))
-        if len(passed) == len(task.targets):
-            least, best, passed = self._kept(linears, passed, least, best)
-        last = {name: linear.kept() for name, linear in linears.items()}
-        losses = [(_whole(task, linears, kept), kept) for kept in (plain, best, last)]
-        loss, kept = min(losses, key=lambda pair: pair[0])
-        notes |= {"loss": loss, "plain": losses[0][0]}
-        return {name: linear.codes(kept[name]) for name, linear in linears.items()}
-
-    def _size(self, step: int) -> float:
-        return (self.rate or 1 / self.steps) * (1 - step / self.steps)
-
-    def _step(self, task: BlockTask, linears: Mapping[str, _Rounding], batch: int, size: float) -> float:
-        with torch.enable_grad():
-            loss = task.loss({name: linear.weight() for name, linear in linears.items()}, batch)
-        parameters = [p for linear in linears.values() for p in linear.parameters(self.clip)]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    parameter.sub_(gradient.sign(), alpha=size)
-            for linear in linears.values():
-                linear.bound()
-        return float(loss.detach())
-
-    @staticmethod
-    def _kept(
-        linears: Mapping[str, _Rounding], passed: list[float], least: float, best: dict[str, tuple[Tensor, ...]]
-    ) -> tuple[float, dict[str, tuple[Tensor, ...]], list[float]]:
-        """The best so far, when a pass over all batches has ended with these losses."""
-        if not passed or sum(passed) >= least:
-            return least, best, []
-        return sum(passed), {name: linear.kept() for name, linear in linears.items()}, []
+            if not left:
+                left = [train[at] for at in torch.randperm(len(train), generator=generator).tolist()]
+            _, slopes = task.gradients({name: linear.weight() for name, linear in linears.items()}, left.pop())
+            size = (self.rate or 1 / self.steps) * (1 - step / self.steps)
+            for name, linear in linears.items():
+                linear.move(slopes[name], size, self)
+            if not left or step + 1 == self.steps:
+                codes = {name: linear.codes() for name, linear in linears.items()}
+                loss = _mean_loss(task, codes, held)
+                if loss < least:
+                    least, best = loss, codes
+        notes |= {"loss": least, "loss_before": before}
+        return best
 
 
-def _whole(task: BlockTask, linears: Mapping[str, _Rounding], kept: Mapping[str, tuple[Tensor, ...]]) -> float:
-    """The mean loss over all batches with the codes that these parameters give."""
-    with torch.no_grad():
-        weights = {name: linear.codes(kept[name]).dequantize() for name, linear in linears.items()}
-        losses = [float(task.loss(weights, batch)) for batch in range(len(task.targets))]
-    return sum(losses) / len(losses)
+def _mean_loss(task: BlockTask, codes: Mapping[str, QTensor], batches: list[int]) -> float:
+    weights = {name: code.dequantize() for name, code in codes.items()}
+    return sum(task.loss(weights, batch) for batch in batches) / len(batches)
 
 
-@dataclass(eq=False)
-class _Rounding:
-    """The parameters of one weight: offsets [out, groups, columns] and the factors of each group's range."""
+@dataclass
+class _Learned:
+    """One weight: the position of every value [out, groups, columns] in units of codes, a factor of every scale."""
 
-    format: Format
-    width: int
-    groups: Tensor  # the weight, in groups
-    low: Tensor
-    high: Tensor
-    offset: Tensor
-    below: Tensor
-    above: Tensor
+    codes_before: QTensor
+    position: Tensor
+    factor: Tensor  # [out, groups, 1]
+    moments: list[Tensor] = field(default_factory=list)
+    steps: int = 0
 
     @classmethod
-    def of(cls, weight: Tensor, format: Format) -> _Rounding:
-        """Plain rounding over the full range.
+    def of(cls, weight: Tensor, start: QTensor) -> _Learned:
+        """Where the codes of `start` are, as near to the weight as they allow.
 
         Raises:
             RecipeError: the format's grid is not one of integers.
         """
-        if not format.grid.startswith("int"):
-            raise RecipeError(f"signround rounds to integers, and {format} has none; choose gptq or rtn for it.")
-        groups = grouped(weight.detach().float(), format)
+        if not start.format.grid.startswith("int"):
+            raise RecipeError(f"signround rounds to integers, and {start.format} has none; choose gptq or rtn for it.")
+        groups = grouped(weight.detach().float(), start.format)
         if not bool(torch.isfinite(groups).all()):
             raise FormatError(NOT_FINITE)
-        low, high = value_range(groups, format)
-        parameters = (torch.zeros_like(groups), torch.ones_like(low), torch.ones_like(high))
-        offset, below, above = (parameter.requires_grad_() for parameter in parameters)
-        return cls(format, weight.shape[1], groups, low, high, offset, below, above)
+        codes = grouped(start.codes.float(), start.format)
+        wanted = groups / start.scales[..., None]
+        if start.zeros is not None:
+            wanted = wanted + start.zeros.float()[..., None]
+        position = codes + (wanted - codes).clamp_(-INSIDE, INSIDE)
+        return cls(start, position, torch.ones_like(start.scales)[..., None])
 
-    def parameters(self, clip: bool) -> list[Tensor]:
-        """What is learned."""
-        return [self.offset, self.below, self.above] if clip else [self.offset]
+    @property
+    def scale(self) -> Tensor:
+        """Scales as they are stored [out, groups, 1]."""
+        start = self.codes_before
+        return storable(start.format, start.scales[..., None] * self.factor)
 
-    def bound(self) -> None:
-        """Offsets stay within half a step, ranges within the full one."""
-        self.offset.clamp_(-0.5, 0.5)
-        for factor in (self.below, self.above):
-            factor.clamp_(0.0, 1.0)
-
-    def kept(self) -> tuple[Tensor, ...]:
-        """A copy of the parameters."""
-        return tuple(p.detach().clone() for p in (self.offset, self.below, self.above))
+    def _values(self) -> Tensor:
+        """What is multiplied by the scale: codes less the zero point."""
+        first, last = self.codes_before.format.levels
+        values = self.position.round().clamp_(first, last)
+        zeros = self.codes_before.zeros
+        return values if zeros is None else values.sub_(zeros.float()[..., None])
 
     def weight(self) -> Tensor:
-        """The rounded weight [out, in], differentiable in the parameters as if nothing were rounded."""
-        scale, zero = self._scale(self.below, self.above)
-        values = self._codes(self.offset, scale, zero)
-        values = values if zero is None else values - zero[..., None]
-        return ungrouped(values * scale[..., None], self.width)
+        """The rounded weight [out, in]."""
+        return ungrouped(self._values().mul_(self.scale), self.codes_before.shape[1])
 
-    @torch.no_grad()
-    def codes(self, kept: tuple[Tensor, ...]) -> QTensor:
-        """The codes that these parameters stand for."""
-        offset, below, above = kept
-        scale, zero = self._scale(below, above)
-        codes = ungrouped(self._codes(offset, scale, zero), self.width).to(torch.int8).contiguous()
-        zeros = None if zero is None else zero.to(torch.int8)
-        return QTensor(self.format, (len(codes), self.width), codes, scale, zeros)
+    def codes(self) -> QTensor:
+        """What is stored."""
+        first, last = self.codes_before.format.levels
+        codes = ungrouped(self.position.round().clamp_(first, last), self.codes_before.shape[1])
+        return replace(self.codes_before, codes=codes.to(torch.int8).contiguous(), scales=self.scale[..., 0])
 
-    def _scale(self, below: Tensor, above: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scales as they are stored, and zero points of affine formats."""
-        low, high = self.low * below, self.high * above
-        first, last = self.format.levels
-        if self.format.symmetric:
-            ideal = torch.maximum(-low, high) / self.format.values.peak
-            return _through(ideal, storable(self.format, ideal)), None
-        ideal = (high - low) / (last - first)
-        scale = _through(ideal, storable(self.format, ideal))
-        zero = (first - low / scale).clamp(first, last)
-        return scale, _through(zero, zero.round())
+    def move(self, slope: Tensor, size: float, method: SignRound) -> None:
+        """One step against the gradient [out, in] to the rounded weight."""
+        first, last = self.codes_before.format.levels
+        per_value = grouped(slope.float(), self.codes_before.format)
+        inside = (self.position > first - 0.5) & (self.position < last + 0.5)
+        slopes = [(per_value * inside).mul_(self.scale)]
+        if method.clip:
+            own = (per_value * self._values()).sum(-1, keepdim=True)
+            if self.codes_before.format.per == "tensor":
+                own = own.sum().view(1, 1, 1)
+            slopes.append(own * self.codes_before.scales[..., None])
+        self.steps += 1
+        directions = self._adam(slopes) if method.descent == "adam" else [slope.sign() for slope in slopes]
+        self.position.sub_(directions[0], alpha=size)
+        if method.clip:
+            self.factor.sub_(directions[1], alpha=size / 3)
 
-    def _codes(self, offset: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        first, last = self.format.levels
-        scaled = self.groups / scale[..., None] + offset
-        scaled = (scaled if zero is None else scaled + zero[..., None]).clamp(first, last)
-        return _through(scaled, scaled.round())
-
-
-def _through(value: Tensor, rounded: Tensor) -> Tensor:
-    """`rounded`, with the gradient of `value`."""
-    return rounded.detach() + (value - value.detach())
+    def _adam(self, slopes: list[Tensor]) -> list[Tensor]:
+        if not self.moments:
+            self.moments = [torch.zeros_like(slope) for slope in slopes for _ in range(2)]
+        found = []
+        for slope, mean, square in zip(slopes, self.moments[::2], self.moments[1::2], strict=True):
+            mean.lerp_(slope, 1 - BETAS[0])
+            square.lerp_(slope.square(), 1 - BETAS[1])
+            spread = (square / (1 - BETAS[1] ** self.steps)).sqrt_().add_(TINY)
+            found.append(mean / (1 - BETAS[0] ** self.steps) / spread)
+        return found
