@@ -218,7 +218,7 @@ def test_a_block_rounded_as_a_whole_is_nearer_to_the_baselines_output(
     errors = [float((block - exact).square().mean()) for block in (whole, plain)]
     notes = next(iter(lane.outcomes().values()))["notes"]
     assert errors[0] < 0.9 * errors[1]
-    assert notes["loss"] < notes["loss_before"] and notes["loss"] == pytest.approx(errors[0], rel=0.3)  # of one batch
+    assert notes["loss"] <= notes["loss_before"] and notes["loss"] == pytest.approx(errors[0], rel=0.3)  # of one batch
 
 
 def test_a_rule_may_round_a_linear_of_such_a_block_alone(checkpoint: Find, tmp_path: Path) -> None:
