@@ -13,7 +13,7 @@ from torch import Tensor
 from subeight.errors import FormatError
 from subeight.formats import Format, QTensor, quantize
 from subeight.formats.scales import Scales, storable
-from subeight.methods.base import Method, Move, Round
+from subeight.methods.base import Fit, Method, Move, Round, Select
 from subeight.methods.polishing import ModelTask, Polish
 from subeight.methods.tune import BlockTask, Tune
 from subeight.models.stats import Stats
@@ -154,6 +154,34 @@ def check_polish(method: Polish) -> None:
     assert all(torch.equal(start[name], before[name]) for name in start)
     for other, _ in (polished(None), polished(saved[0])):
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def check_select(method: Select, format: Format) -> None:
+    """Values of the weight itself, no more than planned, the same every time, rows in their places."""
+    weight, inputs = problem()
+    stats, kept = Stats.from_inputs(inputs, method.needs), weight.clone()
+    sparse, again = (method.select(weight, format, stats) for _ in range(2))
+    dense = sparse.dense(WIDTH)
+    assert torch.equal(dense, again.dense(WIDTH))
+    assert torch.equal(weight, kept)
+    assert dense.shape == weight.shape
+    assert torch.equal(dense, torch.where(dense != 0, weight.bfloat16().float(), 0.0))
+    stored = sum(8 * value.nbytes for value in sparse.stored().values())
+    assert stored <= method.extra_bits((len(weight), WIDTH))
+
+
+def check_fit(method: Fit, format: Format) -> None:
+    """A product that lessens the error of the outputs, as large as planned, the same every time."""
+    weight, inputs = problem()
+    stats = Stats.from_inputs(inputs, method.needs)
+    lost = weight - quantize(weight, format).dequantize()
+    kept = lost.clone()
+    thin, again = (method.fit(lost, stats) for _ in range(2))
+    assert torch.equal(lost, kept)
+    assert torch.equal(thin.dense(), again.dense())
+    assert sum(8 * value.nbytes for value in thin.stored().values()) == method.extra_bits((len(weight), WIDTH))
+    before, after = ((inputs @ error.T).square().sum() for error in (lost, lost - thin.dense()))
+    assert float(after) < float(before)
 
 
 def check_move(method: Move, formats: list[Format | None], inputs_format: Format | None) -> None:

@@ -7,11 +7,20 @@ from pathlib import Path
 import pytest
 
 from subeight.formats import Format
-from subeight.methods.base import MOVES, Method, Move, Round, build, describe, find_methods
+from subeight.methods.base import MOVES, Fit, Method, Move, Round, Select, build, describe, find_methods
 from subeight.methods.polishing import Polish
 from subeight.methods.tune import Tune
 from subeight.models.stats import GATHERED
-from tests.contract.methods import FORMATS, check_move, check_polish, check_round, check_tune, variants
+from tests.contract.methods import (
+    FORMATS,
+    check_fit,
+    check_move,
+    check_polish,
+    check_round,
+    check_select,
+    check_tune,
+    variants,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 METHODS = find_methods()
@@ -36,6 +45,18 @@ def test_rounds(name, options, text):
 @pytest.mark.parametrize(("name", "options"), _cases(Tune))
 def test_tunes(name, options, text):
     check_tune(build(name, options), Format.parse(text))
+
+
+@pytest.mark.parametrize("text", FORMATS)
+@pytest.mark.parametrize(("name", "options"), _cases(Select))
+def test_selects(name, options, text):
+    check_select(build(name, options), Format.parse(text))
+
+
+@pytest.mark.parametrize("text", FORMATS)
+@pytest.mark.parametrize(("name", "options"), _cases(Fit))
+def test_fits(name, options, text):
+    check_fit(build(name, options), Format.parse(text))
 
 
 @pytest.mark.parametrize(("name", "options"), _cases(Polish))

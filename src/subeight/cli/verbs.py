@@ -73,7 +73,10 @@ def quantize(
     model: Name,
     recipe: Annotated[str, typer.Option("--recipe", help="a shipped name or a YAML file")] = "gptq-int4",
     engine: Annotated[str, typer.Option("--engine", help="vllm, sglang, transformers, gguf or any")] = "any",
-    to: Annotated[str, typer.Option("--to", help="compressed-tensors or dense")] = "compressed-tensors",
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="compressed-tensors, subeight or dense; the first that holds the recipe"),
+    ] = None,
     out: Out = None,
     calibration: Calibration = None,
     seed: Seed = 0,
@@ -195,7 +198,7 @@ def compare(
 
 def export(
     checkpoint: Name,
-    to: Annotated[str, typer.Option("--to", help="compressed-tensors or dense")] = "dense",
+    to: Annotated[str, typer.Option("--to", help="compressed-tensors, subeight or dense")] = "dense",
     out: Out = None,
     threads: Threads = None,
     quiet: Quiet = False,

@@ -6,17 +6,20 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from subeight.formats import Format, QTensor
+from subeight.formats import Format, QTensor, Sparse, Thin
 from subeight.models.read.safetensors import index_file
 from subeight.records.files import atomic_path
 
 PARTS = ("codes", "scales", "zeros", "global_scale")
+SPARSE = ("pointers", "columns", "values")
+THIN = ("left", "right")
+ALL = (*PARTS, *SPARSE, *THIN)
 
 
 def keep_codes(path: Path, codes: Mapping[str, QTensor]) -> None:
     """Writes the parts of every weight, whole or not at all."""
-    parts = {f"{name}/{part}": getattr(weight, part) for name, weight in codes.items() for part in PARTS}
-    keep_tensors(path, {name: value for name, value in parts.items() if value is not None})
+    parts = {f"{name}/{part}": value for name, weight in codes.items() for part, value in parts_of(weight).items()}
+    keep_tensors(path, parts)
 
 
 def kept_codes(path: Path, formats: Mapping[str, Format]) -> dict[str, QTensor]:
@@ -25,10 +28,26 @@ def kept_codes(path: Path, formats: Mapping[str, Format]) -> dict[str, QTensor]:
     found = {}
     for name, format in formats.items():
         if f"{name}/codes" in stored:
-            parts = {part: stored[f"{name}/{part}"].read() for part in PARTS if f"{name}/{part}" in stored}
-            codes = parts["codes"]
-            found[name] = QTensor(format, (codes.shape[0], codes.shape[1]), **parts)
+            parts = {part: stored[f"{name}/{part}"].read() for part in ALL if f"{name}/{part}" in stored}
+            found[name] = weight_of(format, parts)
     return found
+
+
+def parts_of(weight: QTensor) -> dict[str, Tensor]:
+    """Every tensor of a weight, as the program has it."""
+    own: dict[str, Tensor | None] = {part: getattr(weight, part) for part in PARTS}
+    sparse = {} if weight.sparse is None else {part: getattr(weight.sparse, part) for part in SPARSE}
+    thin = {} if weight.thin is None else {part: getattr(weight.thin, part) for part in THIN}
+    return {part: value for part, value in {**own, **sparse, **thin}.items() if value is not None}
+
+
+def weight_of(format: Format, parts: Mapping[str, Tensor]) -> QTensor:
+    """The weight that `parts_of` took apart."""
+    codes = parts["codes"]
+    sparse = Sparse(**{part: parts[part] for part in SPARSE}) if SPARSE[0] in parts else None
+    thin = Thin(**{part: parts[part] for part in THIN}) if THIN[0] in parts else None
+    own = {part: parts[part] for part in PARTS if part in parts}
+    return QTensor(format, (codes.shape[0], codes.shape[1]), **own, sparse=sparse, thin=thin)
 
 
 def keep_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -3,14 +3,15 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from subeight.engine.job import Outcome
-from subeight.formats import QTensor
-from subeight.methods.base import Method, Round, build
+from subeight.formats import QTensor, Sparse
+from subeight.methods.base import Fit, Method, Round, Select, build
 from subeight.methods.polishing import Polish
 from subeight.methods.round.rtn import Rtn
 from subeight.methods.tune import Tune
@@ -59,7 +60,7 @@ def needs(plan: Plan, groups: Iterable[InputGroup], *, moves: bool, rounds: bool
             if site.weights is None:
                 continue
             for method in methods_of(site):
-                if (moves and method.move == "move") or (rounds and method.move == "round"):
+                if (moves and method.move == "move") or (rounds and method.move in ("apart", "round")):
                     wanted |= method.needs
                 if rounds and isinstance(method, Tune):
                     wanted |= starter_of(method).needs
@@ -90,18 +91,37 @@ def round_group(
     for views in stacks.values():
         site = plan.site(views[0].info.name)
         assert site.weights is not None
+        apart = {view.info.name: set_apart(block.original(view), site, stats) for view in views}
         weight = torch.cat([block.original(view) for view in views])  # [sum of rows, in]
         notes: dict[str, Any] = {}
         generator = generator_of(seed, views[0].info.name)
-        rounded = rounder_of(site).round(weight, site.weights, stats, generator, notes)
+        rest = torch.cat([_rest(block.original(view), apart[view.info.name]) for view in views])
+        rounded = rounder_of(site).round(rest, site.weights, stats, generator, notes)
         start = 0
         for view in views:
-            stop = start + view.info.shape[0]
-            part = rounded.rows(start, stop)
-            codes[view.info.name] = part
-            outcomes.append(outcome_of(view.info.name, weight[start:stop], part, stats, notes))
+            name, stop = view.info.name, start + view.info.shape[0]
+            own = weight[start:stop]
+            codes[name] = corrected(own, replace(rounded.rows(start, stop), sparse=apart[name]), site, stats)
+            outcomes.append(outcome_of(name, own, codes[name], stats, notes))
             start = stop
     return codes, outcomes
+
+
+def set_apart(weight: Tensor, site: Site, stats: Stats | None) -> Sparse | None:
+    """The values of a weight that the site keeps in 16 bits."""
+    selects = next((method for method in methods_of(site) if isinstance(method, Select)), None)
+    assert site.weights is not None
+    return None if selects is None else selects.select(weight, site.weights, stats)
+
+
+def corrected(weight: Tensor, codes: QTensor, site: Site, stats: Stats | None) -> QTensor:
+    """The codes with what the site adds to make up for what they lost."""
+    fits = next((method for method in methods_of(site) if isinstance(method, Fit)), None)
+    return codes if fits is None else replace(codes, thin=fits.fit(weight - codes.dequantize(), stats))
+
+
+def _rest(weight: Tensor, apart: Sparse | None) -> Tensor:
+    return weight if apart is None else weight - apart.dense(weight.shape[1])
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from subeight.evals.divergence import mean_divergence
-from subeight.formats import QTensor
+from subeight.formats import QTensor, Thin
 from subeight.formats.scales import Scales, grouped, storable
 from subeight.methods.polishing import Parameters
 from subeight.models.block import Block
 from subeight.models.calls import Call
 from subeight.models.shell import Head, Shell
 
-SCALES = "scales"
+SCALES, LEFT, RIGHT = "scales", "left", "right"
 STEP = 8  # sequences whose loss is computed together
 
 
@@ -42,12 +42,12 @@ class Tunable:
 
     def start(self) -> dict[str, Tensor]:
         """The parameters as they are: effective scales of codes, and every vector of the blocks and the last norm."""
-        found = {
-            f"{name}.{SCALES}": _effective(weight).clone()
-            for codes in self.codes
-            for name, weight in codes.items()
-            if is_tunable(weight)
-        }
+        found: dict[str, Tensor] = {}
+        for name, weight in ((n, w) for codes in self.codes for n, w in codes.items()):
+            if is_tunable(weight):
+                found[f"{name}.{SCALES}"] = _effective(weight).clone()
+            if weight.thin is not None:
+                found |= {f"{name}.{LEFT}": weight.thin.left.clone(), f"{name}.{RIGHT}": weight.thin.right.clone()}
         for index in range(len(self.codes)):
             found |= _vectors(self.block(index))
         return found | {name: self.shell.parameter(name).float().clone() for name in self._outside()}
@@ -117,11 +117,22 @@ class Tunable:
         by_name: dict[str, Tensor | None] = dict(zip(inside, slopes, strict=True))
         found = {name: _wide(value) for name, value in by_name.items() if inside[name].dim() == 1}
         for view in trace.block.structure.linears():
-            weight = self.codes[trace.index].get(view.info.name)
-            if weight is not None and is_tunable(weight):
-                whole = by_name[view.parameter]
-                found[f"{view.info.name}.{SCALES}"] = None if whole is None else _to_scales(view.of(whole), weight)
+            weight, whole = self.codes[trace.index].get(view.info.name), by_name[view.parameter]
+            if weight is not None:
+                slope_of_it = None if whole is None else view.of(whole).float()
+                found |= {f"{view.info.name}.{part}": value for part, value in self._parts(slope_of_it, weight).items()}
         return back, found
+
+    @staticmethod
+    def _parts(slope: Tensor | None, weight: QTensor) -> dict[str, Tensor | None]:
+        """The gradients to what can be tuned of a weight, from that to the weight itself [out, in]."""
+        found: dict[str, Tensor | None] = {}
+        if is_tunable(weight):
+            found[SCALES] = None if slope is None else _to_scales(slope, weight)
+        if weight.thin is not None:
+            found[LEFT] = None if slope is None else slope @ weight.thin.right.T
+            found[RIGHT] = None if slope is None else weight.thin.left.T @ slope
+        return found
 
     def _placed(self, index: int, parameters: Parameters) -> Block:
         """The block with these parameters, as they will be stored."""
@@ -157,7 +168,9 @@ def is_tunable(weight: QTensor) -> bool:
 
 
 def rescaled(name: str, weight: QTensor, parameters: Parameters) -> QTensor:
-    """The codes of the linear `name` with the scales of the parameters, as they are stored."""
+    """The codes of the linear `name` with the scales and the correction of the parameters, as they are stored."""
+    if weight.thin is not None and f"{name}.{LEFT}" in parameters:
+        weight = replace(weight, thin=Thin.of(parameters[f"{name}.{LEFT}"], parameters[f"{name}.{RIGHT}"]))
     ideal = parameters.get(f"{name}.{SCALES}")
     if ideal is None:
         return weight

@@ -1,6 +1,7 @@
 """Rounding a block as a whole: its linears' codes are chosen together, by the block's output."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ def tune_block(
     """Codes for these linears, and what each lost; the block computes with the last ones tried."""
     batches, targets = states
     weights = {view.info.name: block.original(view) for view in views}
-    whole = _Differentiable(block, views)
+    alone = {name: start[name].codes_alone() for name in weights}
+    apart = {name: start[name].dequantize() - codes.dequantize() for name, codes in alone.items()}
+    whole = _Differentiable(block, views, {name: value for name, value in apart.items() if bool(value.any())})
 
     def loss(given: Weights, number: int) -> float:
         return float(_distance(whole.output(given, batches[number]), targets[number]))
@@ -48,31 +51,38 @@ def tune_block(
     def gradients(given: Weights, number: int) -> tuple[float, dict[str, Tensor]]:
         return whole.gradients(given, batches[number], targets[number])
 
-    task = BlockTask(weights, {name: start[name] for name in weights}, len(batches), gradients, loss)
+    task = BlockTask({n: weights[n] - apart[n] for n in weights}, alone, len(batches), gradients, loss)
     notes: dict[str, Any] = {}
-    codes = method.tune(task, generator_of(seed, block.prefix), notes)
+    tuned_codes = method.tune(task, generator_of(seed, block.prefix), notes)
+    codes = {n: replace(code, sparse=start[n].sparse, thin=start[n].thin) for n, code in tuned_codes.items()}
     return codes, [outcome_of(name, weights[name], code, None, notes) for name, code in codes.items()]
 
 
 class _Differentiable:
-    """A block as a function of the weights of some linears; the inputs that its plan rounds are rounded."""
+    """A block as a function of the weights of some linears, to which what was set apart is added.
 
-    def __init__(self, block: Block, views: Sequence[LinearView]) -> None:
-        self._block, self._views = block, views
+    The inputs that its plan rounds are rounded.
+    """
+
+    def __init__(self, block: Block, views: Sequence[LinearView], apart: Weights) -> None:
+        self._block, self._views, self._apart = block, views, apart
         self._names = list(dict.fromkeys(view.parameter for view in views))
 
     @torch.no_grad()
     def output(self, weights: Weights, batch: tuple[Tensor, Call]) -> Tensor:
-        for view in self._views:
-            self._block.set_weight(view, weights[view.info.name])
+        self._place(weights)
         return self._block(*batch)
+
+    @torch.no_grad()
+    def _place(self, weights: Weights) -> None:
+        for view in self._views:
+            name = view.info.name
+            self._block.set_weight(view, weights[name] + self._apart[name] if name in self._apart else weights[name])
 
     def gradients(
         self, weights: Weights, batch: tuple[Tensor, Call], target: Tensor
     ) -> tuple[float, dict[str, Tensor]]:
-        with torch.no_grad():
-            for view in self._views:
-                self._block.set_weight(view, weights[view.info.name])
+        self._place(weights)
         parameters = [self._block.parameter(name).requires_grad_() for name in self._names]
         try:
             loss = _distance(self._block(*batch), target)

@@ -4,11 +4,12 @@ from subeight.errors import OutputError
 from subeight.export.checkpoint import Exporter, ShardWriter
 from subeight.export.compressed_tensors import CompressedTensors
 from subeight.export.dense import Dense
+from subeight.export.own import Own
 from subeight.export.parity import Parity, check
 
 __all__ = ["TARGETS", "Exporter", "Parity", "ShardWriter", "check", "exporter_for"]
 
-TARGETS: dict[str, Exporter] = {target.name: target for target in (CompressedTensors(), Dense())}
+TARGETS: dict[str, Exporter] = {target.name: target for target in (CompressedTensors(), Own(), Dense())}
 
 
 def exporter_for(target: str) -> Exporter:

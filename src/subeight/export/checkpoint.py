@@ -58,6 +58,9 @@ class Exporter(Protocol):
     def quantization_config(self, sites: tuple[Decided, ...]) -> dict[str, Any] | None:
         """What config.json says about it; None where nothing is to be said."""
 
+    def config(self, content: dict[str, Any]) -> dict[str, Any]:
+        """config.json as this target has it."""
+
 
 class ShardWriter:
     """Writes `model-00003-of-00032.safetensors` and its fellows into one directory, then the index and the config.
@@ -142,6 +145,7 @@ class ShardWriter:
         weights, size = self._index()
         index = {"metadata": {"total_size": size}, "weight_map": weights}
         write_atomic(self.directory / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+        content = self.exporter.config(content)
         write_atomic(self.directory / CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _index(self) -> tuple[dict[str, str], int]:

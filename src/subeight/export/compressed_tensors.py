@@ -40,6 +40,11 @@ class CompressedTensors:
         for site in sites:
             if site.weights is not None:
                 _require_sayable(site.linear, site.weights, site.inputs)
+            if site.apart:
+                raise OutputError(
+                    f"compressed-tensors cannot hold what {site.linear.name} sets apart; export `--to subeight` or "
+                    "`--to dense`, or leave outliers and lowrank out of the recipe."
+                )
         reason = unsayable_together(sites)
         if reason is not None:
             raise OutputError(
@@ -60,6 +65,10 @@ class CompressedTensors:
     def quantization_config(self, sites: tuple[Decided, ...]) -> dict[str, Any] | None:
         """The config's quantization_config."""
         return quantization_config(sites)
+
+    def config(self, content: dict[str, Any]) -> dict[str, Any]:
+        """As it is."""
+        return content
 
 
 def tensors(

@@ -50,3 +50,7 @@ class Dense:
     def quantization_config(self, sites: tuple[Decided, ...]) -> dict[str, Any] | None:  # noqa: ARG002
         """Nothing: the checkpoint looks like any other."""
         return None
+
+    def config(self, content: dict[str, Any]) -> dict[str, Any]:
+        """As it is."""
+        return content

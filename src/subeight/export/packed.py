@@ -36,6 +36,7 @@ class Checkpoint:
 
     directory: Path
     gguf: str | None = None
+    own: bool = False  # in our own method, which transformers loads after `import subeight`
     trust_remote_code: bool = False
 
 
@@ -89,6 +90,7 @@ class PackedRunner:
             do="load",
             directory=str(checkpoint.directory.resolve()),
             gguf=checkpoint.gguf,
+            own=checkpoint.own,
             trust=checkpoint.trust_remote_code,
             device=device,
             threads=threads or torch.get_num_threads(),

@@ -29,6 +29,8 @@ class Server:
     def load(self, request: Request) -> Request:
         """Loads a checkpoint in float32; says which tensors did not fit."""
         self.model = None
+        if request["own"]:
+            import subeight  # noqa: F401 - plain transformers refuses its method by name
         torch.set_num_threads(request["threads"])
         self.device = request["device"]
         options = {"gguf_file": request["gguf"]} if request["gguf"] else {}

@@ -1,6 +1,7 @@
 """Numbers below 8 bits: formats, their grids, scales, codes and packing. It knows nothing of models."""
 
 from subeight.formats.activations import fake_quantize
+from subeight.formats.apart import Sparse, Thin
 from subeight.formats.format import Format
 from subeight.formats.grids import GRIDS, Grid
 from subeight.formats.packing import pack, unpack
@@ -14,6 +15,8 @@ __all__ = [
     "Grid",
     "QTensor",
     "Scales",
+    "Sparse",
+    "Thin",
     "fake_quantize",
     "find_scales",
     "pack",

@@ -4,13 +4,15 @@ Every method ends here: `quantize` rounds a whole weight, `quantize_columns` a f
 arithmetic (what GPTQ calls), and `dequantize` gives the weight that the next layer will see.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from subeight.errors import FormatError
+from subeight.formats.apart import Sparse, Thin, sparse_bits, thin_bits
 from subeight.formats.format import Format
 from subeight.formats.packing import pack
 from subeight.formats.scales import Scales, grouped, ungrouped
@@ -19,7 +21,7 @@ from subeight.formats.search import NOT_FINITE, find_scales
 
 @dataclass(eq=False)
 class QTensor:
-    """A quantized matrix [out, in].
+    """A quantized matrix [out, in]; what was set apart (`sparse`, `thin`) is added to what the codes stand for.
 
     Codes are unpacked: int8 for int grids, uint8 indices for nf4 and fp4, torch's float8 for fp8. Scales are
     float32 numbers that the scale type can hold: see `Scales`.
@@ -31,6 +33,8 @@ class QTensor:
     scales: Tensor
     zeros: Tensor | None = None
     global_scale: Tensor | None = None
+    sparse: Sparse | None = None
+    thin: Thin | None = None
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
         """The weight that the codes stand for, computed in float32 and rounded once to `dtype`."""
@@ -38,7 +42,16 @@ class QTensor:
         values = grouped(self.format.values.values(self.codes), self.format)
         if parts.zeros is not None:
             values = values - parts.zeros.to(torch.float32)[..., None]
-        return ungrouped(values * parts.effective[..., None], self.shape[1]).to(dtype)
+        matrix = ungrouped(values * parts.effective[..., None], self.shape[1])
+        if self.sparse is not None:
+            matrix = matrix + self.sparse.dense(self.shape[1])
+        if self.thin is not None:
+            matrix = matrix + self.thin.dense()
+        return matrix.to(dtype)
+
+    def codes_alone(self) -> "QTensor":
+        """Without what was set apart."""
+        return replace(self, sparse=None, thin=None)
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors as they are stored, `nbytes` in all.
@@ -55,33 +68,49 @@ class QTensor:
             tensors["zeros"] = columns if bits == 8 else pack(columns, bits)
         if self.global_scale is not None:
             tensors["global_scale"] = self.global_scale
+        for apart in (self.sparse, self.thin):
+            tensors |= {} if apart is None else apart.stored()
         return tensors
 
     @property
     def nbytes(self) -> int:
-        """Bytes really stored: packed codes, scales and zero points."""
-        return self.format.stored_bits(self.shape) // 8
+        """Bytes really stored: packed codes, scales and zero points, and what was set apart."""
+        bits = self.format.stored_bits(self.shape)
+        bits += 0 if self.sparse is None else sparse_bits(self.shape, len(self.sparse.values))
+        bits += 0 if self.thin is None else thin_bits(self.shape, self.thin.left.shape[1])
+        return bits // 8
 
     def rows(self, start: int, stop: int) -> "QTensor":
-        """The rows from `start` up to `stop`, as views."""
+        """The rows from `start` up to `stop`, as views; not of what has a thin part, which is of the whole."""
         codes = self.codes[start:stop]
         if self.format.per == "tensor":
             scales, zeros = self.scales, self.zeros
         else:
             scales = self.scales[start:stop]
             zeros = None if self.zeros is None else self.zeros[start:stop]
-        return QTensor(self.format, (len(codes), self.shape[1]), codes, scales, zeros, self.global_scale)
+        sparse = None if self.sparse is None else self.sparse.rows(start, stop)
+        return QTensor(self.format, (len(codes), self.shape[1]), codes, scales, zeros, self.global_scale, sparse)
 
     def to(self, device: torch.device | str) -> "QTensor":
         """The same on another device."""
-        return QTensor(
-            self.format,
-            self.shape,
-            self.codes.to(device),
-            self.scales.to(device),
-            None if self.zeros is None else self.zeros.to(device),
-            None if self.global_scale is None else self.global_scale.to(device),
+        return replace(
+            self,
+            codes=self.codes.to(device),
+            scales=self.scales.to(device),
+            zeros=None if self.zeros is None else self.zeros.to(device),
+            global_scale=None if self.global_scale is None else self.global_scale.to(device),
+            sparse=_moved(self.sparse, device),
+            thin=_moved(self.thin, device),
         )
+
+
+Part = TypeVar("Part", Sparse, Thin)
+
+
+def _moved(part: Part | None, device: torch.device | str) -> Part | None:
+    if part is None:
+        return None
+    return replace(part, **{item.name: getattr(part, item.name).to(device) for item in fields(part)})
 
 
 @torch.no_grad()

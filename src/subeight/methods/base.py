@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subeight.errors import RecipeError
-from subeight.formats import Format, QTensor
+from subeight.formats import Format, QTensor, Sparse, Thin
 from subeight.models.stats import Stats
 
 ENTRY_POINTS = "subeight.methods"
@@ -106,6 +106,38 @@ class Move(Method):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Select(Method):
+    """Takes single values out of a weight before it is rounded, which are kept in 16 bits."""
+
+    move: ClassVar[str] = "apart"
+    position: ClassVar[str] = "before"
+
+    def extra_bits(self, shape: tuple[int, int]) -> float:
+        """Stored bits that it adds to a matrix [out, in]."""
+        raise NotImplementedError
+
+    def select(self, weight: Float[Tensor, "out in"], format: Format, stats: Stats | None) -> Sparse:
+        """The values that are set apart; the rest is rounded with zeros in their places."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Fit(Method):
+    """Makes up for a part of what rounding lost, in 16 bits."""
+
+    move: ClassVar[str] = "apart"
+    position: ClassVar[str] = "after"
+
+    def extra_bits(self, shape: tuple[int, int]) -> float:
+        """Stored bits that it adds to a matrix [out, in]."""
+        raise NotImplementedError
+
+    def fit(self, lost: Float[Tensor, "out in"], stats: Stats | None) -> Thin:
+        """A correction that is added; `lost` is the weight less what was stored of it."""
+        raise NotImplementedError
+
+
 def find_methods() -> dict[str, type[Method]]:
     """Every method by name: those in our folders, then those that installed packages declare."""
     return dict(_found())
@@ -171,8 +203,8 @@ def _outside() -> Iterator[tuple[type[Method], str]]:
         made = entry.load()
         if not (inspect.isclass(made) and issubclass(made, Method) and hasattr(made, "name")):
             raise RecipeError(
-                f"the entry point {entry.name!r} of {ENTRY_POINTS} names {entry.value}, which must be "
-                "a class made from Round, Tune, Move or Polish with a name; mend or uninstall that package."
+                f"the entry point {entry.name!r} of {ENTRY_POINTS} names {entry.value}, which must be a class made "
+                "from Round, Tune, Move, Select, Fit or Polish with a name; mend or uninstall that package."
             )
         yield made, entry.value
 

@@ -45,3 +45,7 @@ class Decided(Protocol):
     @property
     def inputs(self) -> Format | None:
         """The format of its inputs, None where they are left as they are."""
+
+    @property
+    def apart(self) -> bool:
+        """Whether values or a correction in 16 bits stand beside its codes."""

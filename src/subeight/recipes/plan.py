@@ -11,6 +11,7 @@ import torch
 
 from subeight.errors import RecipeError
 from subeight.formats import Format
+from subeight.methods.base import Fit, Select, build
 from subeight.models.linear_info import LinearInfo
 from subeight.recipes.recipe import fingerprint_of
 
@@ -30,8 +31,21 @@ class Site:
 
     @property
     def bits(self) -> float:
-        """Stored bits per weight, scales and zero points counted; of a kept linear those of its dtype."""
-        return self.weights.bits(self.linear.shape) if self.weights is not None else 8.0 * self.linear.dtype.itemsize
+        """Stored bits per weight, scales, zero points and what is set apart counted; a kept linear's of its dtype."""
+        if self.weights is None:
+            return 8.0 * self.linear.dtype.itemsize
+        extra = sum(method.extra_bits(self.linear.shape) for method in self._apart)
+        return self.weights.bits(self.linear.shape) + extra / self.linear.count
+
+    @property
+    def apart(self) -> bool:
+        """Whether anything stands beside its codes."""
+        return bool(self._apart)
+
+    @property
+    def _apart(self) -> list[Select | Fit]:
+        built = (build(name, options) for name, options in self.methods)
+        return [method for method in built if isinstance(method, Select | Fit)]
 
     @property
     def bytes(self) -> int:

@@ -211,7 +211,7 @@ def _with_engines(sites: Sequence[Site], engine: str) -> list[Site]:
     apart = unsayable_together(sites) is not None
     result = []
     for site in sites:
-        runs = engines(site.linear, site.weights, site.inputs)
+        runs = ("subeight",) if site.apart else engines(site.linear, site.weights, site.inputs)
         if apart and site.weights is not None:
             runs = tuple(name for name in runs if name not in (*_FUSING, "transformers"))
         if site.linear.fusion in mixed:

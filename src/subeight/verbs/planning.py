@@ -56,8 +56,13 @@ def calibration_of(session: Session, model: Model, recipe: Recipe, plan: Plan) -
 
 
 def target_of(plan: Plan) -> str:
-    """What a plan's checkpoint is stored as: compressed-tensors where transformers runs every format of it."""
-    return "compressed-tensors" if all("transformers" in site.runs_in for site in plan.quantized) else "dense"
+    """What a plan's checkpoint is stored as: compressed-tensors where transformers runs all of it, else our own method.
+
+    Experts in our own method would have to be stored one by one, and are stored dense.
+    """
+    if all("transformers" in site.runs_in for site in plan.quantized):
+        return "compressed-tensors"
+    return "dense" if any(site.linear.kind == "expert" for site in plan.quantized) else "subeight"
 
 
 def checkpoint_bytes(plan: Plan, *, dense: bool) -> int:

@@ -16,7 +16,7 @@ from subeight.records import Coordinates, atomic_write
 from subeight.text import Calibration
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
-from subeight.verbs.planning import calibration_of, planned, predicted
+from subeight.verbs.planning import calibration_of, planned, predicted, target_of
 from subeight.verbs.session import Result, Session, calibration_settings, finish, finished, where
 
 CALIBRATION_BATCH = 4
@@ -27,7 +27,7 @@ def quantize(
     recipe: str = "gptq-int4",
     *,
     engine: str = "any",
-    to: str = "compressed-tensors",
+    to: str | None = None,
     options: Options | None = None,
 ) -> Result:
     """Quantizes `model` by `recipe` (a shipped name or a YAML file) into a checkpoint directory.
@@ -44,6 +44,7 @@ def quantize(
     opened = session.model(model)
     require_full_precision(opened)
     chosen, plan = planned(opened, recipe, options, engine=engine)
+    to = to or target_of(plan)
     exporter = exporter_for(to)
     exporter.require(plan.sites)
     calibration = calibration_of(session, opened, chosen, plan)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from subeight.errors import ModelError
 from subeight.formats import Format, QTensor, Scales
-from subeight.models.read import compressed_tensors
+from subeight.models.read import compressed_tensors, own
 from subeight.models.read.autoround import METHODS as AUTOROUND
 from subeight.models.read.autoround import autoround_reader
 from subeight.models.read.awq import AwqReader
@@ -32,6 +32,7 @@ READERS: dict[str, _Open] = {
     "bitsandbytes": BitsandbytesReader,
     "hqq": HqqReader,
     "torchao": TorchaoReader,
+    own.METHOD: own.OwnReader,
 }
 
 
