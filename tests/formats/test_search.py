@@ -135,3 +135,32 @@ def test_importance_that_cannot_be() -> None:
     for value in (-1.0, float("nan"), float("inf")):
         with pytest.raises(FormatError, match="importance holds"):
             find_scales(weight, format, search="mse", importance=torch.full((172,), value))
+
+
+@pytest.mark.parametrize("text", ["int2:g16:sym", "int3:g16:sym", "int4:channel:sym", "int3:tensor:sym"])
+def test_a_signed_search_is_at_least_as_good_and_mirrors(text):
+    weight, format = outlying_rows(), Format.parse(text)
+    plain, signed = (
+        quantize(weight, format, find_scales(weight, format, search="mse", signed=s)) for s in (False, True)
+    )
+    errors = [(q.dequantize() - weight).square().sum() for q in (plain, signed)]
+    assert errors[1] < errors[0]
+    assert bool((signed.scales < 0).any()) and bool((plain.scales > 0).all())
+    mirrored = quantize(-weight, format, find_scales(-weight, format, search="mse", signed=True))
+    assert torch.equal(mirrored.dequantize(), -signed.dequantize())
+
+
+@pytest.mark.parametrize("text", ["int8:g16:sym", "int3:g16:asym", "nf4:g16", "mxfp4"])
+def test_other_grids_have_no_sign_to_choose(text):
+    weight, format = outlying_rows(), Format.parse(text)
+    plain, signed = (find_scales(weight, format, search="mse", signed=s) for s in (False, True))
+    assert torch.equal(plain.scales, signed.scales)
+
+
+def outlying_rows() -> torch.Tensor:
+    """Negative extremes in some groups, positive ones in others."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 64, generator=generator)
+    weight[:3, ::16] = -weight[:3, ::16].abs() * 3
+    weight[3:, 5::16] = weight[3:, 5::16].abs() * 3
+    return weight

@@ -63,12 +63,12 @@ def test_no_group_is_worse_than_full_range_by_the_objective(text):
 
 
 def test_it_loses_less_by_its_measure_than_the_search_for_the_least_square():
-    weight, format = outlying(), Format.parse("int3:g20:asym")  # symmetric ones win by the sign of their scales
+    weight, format = outlying(), Format.parse("int3:g20:sym")
     errors = [
         float((build(name, options).round(weight, format, None, GENERATOR).dequantize() - weight).abs().pow(0.7).mean())
         for name, options in (("hqq", {}), ("rtn", {"search": "mse"}))
     ]
-    assert errors[0] < errors[1]
+    assert errors[0] < 0.97 * errors[1]
 
 
 def test_the_shrinkage_moves_toward_the_least_of_its_objective():

@@ -1,10 +1,10 @@
 """Finding scales: over the full range, or where the squared error is least (clipping the rare extremes).
 
 The `mse` search shrinks and stretches the full range over a fixed row of ratios, then fits the scale to the
-chosen codes by least squares, as llama.cpp's k-quants do; scales of symmetric integers may come out negative, which
-turns the longer side of their grid toward the group's extreme. A step is taken only where the error falls,
-measured with the scale as it will be stored: the result is never worse than absmax. The same input gives the
-same result.
+chosen codes by least squares, as llama.cpp's k-quants do; where that is asked for, scales of symmetric integers may
+come out negative, which turns the longer side of their grid toward the group's extreme. A step is taken only where the
+error falls, measured with the scale as it will be stored: the result is never worse than absmax. The same input gives
+the same result.
 """
 
 from dataclasses import dataclass, replace
@@ -31,11 +31,13 @@ def find_scales(
     *,
     search: str = "absmax",
     importance: Float[Tensor, "in"] | None = None,
+    signed: bool = False,
 ) -> Scales:
     """Scales (and zero points) of a weight.
 
     `absmax` and `minmax` are the full range, by its name for symmetric formats and for affine ones; `mse`
-    looks for the least squared error, in which column j counts `importance[j]` times.
+    looks for the least squared error, in which column j counts `importance[j]` times. `signed` lets it choose negative
+    scales of symmetric integers below 8 bits, which most other tools do not.
     """
     if search not in _SEARCHES:
         raise FormatError(f"search {search!r} is not known: choose one of {', '.join(_SEARCHES)}")
@@ -52,11 +54,13 @@ def find_scales(
     if search != "mse":
         return full
     worth = None if importance is None else _worth(importance, weight, format)
+    turns = signed and format.symmetric and format.grid.startswith("int") and format.code_bits < 8
+    look = _signed_search if turns else _search
     if format.per == "tensor":
-        return _signed_search(_Task(groups, worth, low, high, format, global_scale))
+        return look(_Task(groups, worth, low, high, format, global_scale))
     step = max(1, _CHUNK // groups[0].numel())
     parts = [
-        _signed_search(_Task(groups[rows], worth, low[rows], high[rows], format, global_scale))
+        look(_Task(groups[rows], worth, low[rows], high[rows], format, global_scale))
         for rows in (slice(i, i + step) for i in range(0, len(groups), step))
     ]
     zeros = [part.zeros for part in parts if part.zeros is not None]
@@ -106,10 +110,8 @@ class _Task:
 
 
 def _signed_search(task: _Task) -> Scales:
-    """A symmetric grid of integers reaches one code further down than up: below 8 bits a negative scale may turn it."""
+    """A symmetric grid of integers reaches one code further down than up: a negative scale may turn it."""
     found = _search(task)
-    if not (task.format.symmetric and task.format.grid.startswith("int") and task.format.code_bits < 8):
-        return found
     mirrored = replace(task, groups=-task.groups, low=-task.high, high=-task.low)
     other = _search(mirrored)
     wins = _error(mirrored, other) < _error(task, found)

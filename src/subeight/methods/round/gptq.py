@@ -99,7 +99,7 @@ class Gptq(Round):
             notes["target"] = "weight" if stats.drift is None else "baseline"
             weight = _retargeted(weight, stats, float(notes["damping"]))
         if self.search == "output":
-            scales = find_scales(weight, format, search="mse", importance=costs)
+            scales = find_scales(weight, format, search="mse", importance=costs, signed=True)
         else:
             scales = find_scales(weight, format, search=self.search)
         with _one_thread():
