@@ -146,12 +146,12 @@ def test_a_quantized_model_is_no_baseline(house, made):
         compare(str(made("rtn").directory), [str(house.rtn)], options=house.options())
 
 
-def test_what_no_checkpoint_format_holds_is_kept_dense_and_marked(house, tmp_path):
+def test_what_compressed_tensors_cannot_hold_is_kept_our_own_way_and_marked(house, tmp_path):
     nf4 = small.write_recipe(
         tmp_path / "nf4.yaml", small.RTN.replace("int3:g32:sym", "nf4:g32").replace("-rtn", "-nf4")
     )
     result = compare(str(house.base), [str(nf4)], options=house.options(out=tmp_path / "out", eval_tokens=200))
     (row,) = result.numbers["rows"]
-    assert row["stored"] == "dense"
+    assert row["stored"] == "subeight"
     assert row["bits_per_weight"] == pytest.approx(4.5)
     assert row["kl"] > 0

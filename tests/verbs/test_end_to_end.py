@@ -37,7 +37,7 @@ def test_a_real_model_from_weights_to_the_page(real_model, tmp_path, monkeypatch
     packed = compare(base, ["rtn-int8"], options=options("compared"))
     (row,) = packed.numbers["rows"]
     assert row["kl"] < measured.numbers["kl"]
-    assert row["stored"] == "dense", "its width of 172 has short groups, which compressed-tensors cannot hold"
+    assert row["stored"] == "subeight", "its width of 172 has short groups, which compressed-tensors cannot hold"
     page = report([str(tmp_path / name) for name in ("gptq", "measured", "compared")], out=tmp_path / "page.html")
     assert "stories260K" in page.read_text()
 
