@@ -53,6 +53,7 @@ def tunable(model: Model, lane: Lane, settings: Settings) -> Tunable:
         *((family, "int3:g32:asym") for family in ("llama", "gemma2", "gpt2", "olmo2", "qwen2", "mixtral")),
         ("llama", "nf4:g32"),
         ("llama", "fp8:tensor"),
+        ("llama", "int4:g32:sym:had"),
     ],
 )
 def test_loss_and_gradients_are_those_of_the_plain_model(

@@ -26,6 +26,7 @@ RECIPES = {
     "nv": "{weights: nvfp4, methods: [rtn]}",
     "apart": f"{{weights: 'int2:g32:sym', methods: {APART}}}",
     "apart and inputs": f"{{weights: 'int4:g32:asym', inputs: 'int8:token', methods: {APART}}}",
+    "rotated": "{weights: 'int4:g32:asym:had', inputs: 'int4:token:had', methods: [{signround: {steps: 3}}, distil]}",
     "static inputs": "{weights: 'nf4:g32', inputs: 'int8:tensor', methods: [rtn]}",
     "embeddings": "{weights: 'int4:g32:sym', methods: [rtn], rules: [{match: '*embed*', weights: 'int4:g24:sym'}]}",
 }

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from subeight.formats import QTensor
+from subeight.formats.rotation import rotate
 
 
 def divergence(baseline: torch.nn.Module, candidate: torch.nn.Module, ids: Tensor) -> Tensor:
@@ -27,6 +28,8 @@ def gradients(
     for name, weight in codes.items():
         slope, width = by_name[f"{name}.weight"], weight.format.group or weight.shape[1]
         assert slope is not None
+        if weight.format.rotated:  # W = C R^T, so the slope of C is that of W times R
+            slope = slope @ rotate(torch.eye(weight.shape[1])).double()
         result = torch.zeros(weight.scales.shape, dtype=torch.float64)
         for row in range(weight.shape[0]):
             for column in range(weight.shape[1]):

@@ -226,3 +226,32 @@ def test_the_documented_example_is_a_recipe(linears: list[LinearInfo]) -> None:
     found = plan(example, linears)
     assert found.recipe == "mixed-3.5"
     assert {str(site.weights) for site in found.quantized} == {"int4:g64:sym", "int8:g64:sym"}
+
+
+def test_what_stands_apart_is_counted_before_a_weight_is_read(linears: list[LinearInfo]) -> None:
+    plain = plan("weights: int4\nmethods: [gptq]", linears)
+    apart = plan("weights: int4\nmethods: [{outliers: {percent: 1}}, gptq, {lowrank: {rank: 2}}]", linears)
+    name = "model.layers.0.mlp.down_proj"
+    rows, width = apart.site(name).linear.shape
+    extra = 32 * int(0.01 * rows * width) + 32 * (rows + 1) + 16 * 2 * (rows + width)
+    assert apart.site(name).bits == pytest.approx(plain.site(name).bits + extra / (rows * width))
+    assert apart.site(name).runs_in == ("subeight",) and plain.site(name).runs_in != ("subeight",)
+
+
+def test_rotated_formats_run_in_our_method_alone(linears: list[LinearInfo]) -> None:
+    found = plan("weights: int4:g32:sym:had\ninputs: int4:token:had\nmethods: [gptq]", linears)
+    assert {site.runs_in for site in found.quantized} == {("subeight",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("weights: int4\ninputs: int4:token:had", r"rotated inputs .* write weights: int4:g64:sym:had"),
+        ("weights: int4:had\ninputs: int4:token", r"rotated weights and inputs that are not; write inputs: int4:token"),
+        ("weights: int4:had\ninputs: int8:tensor:had", r"static inputs that are rotated"),
+        ("weights: int4:had\nmethods: [outliers, gptq]", r"no outliers left; leave `had` or `outliers` out"),
+    ],
+)
+def test_a_rotation_that_cannot_be_carried_out_is_refused(text: str, says: str, linears: list[LinearInfo]) -> None:
+    with pytest.raises(RecipeError, match=says):
+        plan(text, linears)

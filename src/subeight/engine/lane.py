@@ -12,7 +12,7 @@ from torch import Tensor
 from subeight.engine.job import Job, Outcome, Settings
 from subeight.engine.kept import keep_codes, kept_codes
 from subeight.engine.moves import Tap, move_block, moving
-from subeight.engine.rounding import needs, polish_of, round_group, rounder_of
+from subeight.engine.rounding import needs, polish_of, round_group, round_weight, rounder_of
 from subeight.engine.shards import block_tensors, checkpoint_config, shell_tensors
 from subeight.engine.tunable import rescaled
 from subeight.engine.tuning import States, tune_block, tuned
@@ -228,7 +228,7 @@ class Lane:
             if site.linear.block is None and site.weights is not None:
                 weight = self.model.weights.read(f"{site.linear.name}.weight").float()
                 generator = torch.Generator().manual_seed(self.settings.seed)
-                codes[site.linear.name] = rounder_of(site).round(weight, site.weights, None, generator)
+                codes[site.linear.name] = round_weight(rounder_of(site), weight, site.weights, None, generator, {})
         return codes
 
     def outcomes(self) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from subeight.engine.job import Outcome
-from subeight.formats import QTensor, Sparse
+from subeight.formats import Format, QTensor, Sparse
+from subeight.formats.rotation import rotate
 from subeight.methods.base import Fit, Method, Round, Select, build
 from subeight.methods.polishing import Polish
 from subeight.methods.round.rtn import Rtn
@@ -96,7 +97,7 @@ def round_group(
         notes: dict[str, Any] = {}
         generator = generator_of(seed, views[0].info.name)
         rest = torch.cat([_rest(block.original(view), apart[view.info.name]) for view in views])
-        rounded = rounder_of(site).round(rest, site.weights, stats, generator, notes)
+        rounded = round_weight(rounder_of(site), rest, site.weights, stats, generator, notes)
         start = 0
         for view in views:
             name, stop = view.info.name, start + view.info.shape[0]
@@ -105,6 +106,21 @@ def round_group(
             outcomes.append(outcome_of(name, own, codes[name], stats, notes))
             start = stop
     return codes, outcomes
+
+
+def round_weight(
+    rounder: Round,
+    weight: Tensor,
+    format: Format,
+    stats: Stats | None,
+    generator: torch.Generator,
+    notes: dict[str, Any],
+) -> QTensor:
+    """Codes by this method; of rotated formats, in the basis where they are."""
+    if not format.rotated:
+        return rounder.round(weight, format, stats, generator, notes)
+    turned = None if stats is None else stats.rotated()
+    return replace(rounder.round(rotate(weight), format.plain, turned, generator, notes), format=format)
 
 
 def set_apart(weight: Tensor, site: Site, stats: Stats | None) -> Sparse | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from subeight.evals.divergence import mean_divergence
 from subeight.formats import QTensor, Thin
+from subeight.formats.rotation import rotate
 from subeight.formats.scales import Scales, grouped, storable
 from subeight.methods.polishing import Parameters
 from subeight.models.block import Block
@@ -204,5 +205,6 @@ def _to_scales(slope: Tensor, weight: QTensor) -> Tensor:
     values = grouped(weight.format.values.values(weight.codes), weight.format)
     if weight.zeros is not None:
         values = values - weight.zeros.float()[..., None]
-    per_group = grouped(slope.float(), weight.format).mul_(values).sum(-1)
+    slope = rotate(slope) if weight.format.rotated else slope.float()
+    per_group = (grouped(slope, weight.format) * values).sum(-1)
     return per_group.sum(0, keepdim=True) if weight.format.per == "tensor" else per_group

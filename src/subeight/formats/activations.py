@@ -13,6 +13,7 @@ from torch import Tensor
 
 from subeight.errors import FormatError
 from subeight.formats.format import SCALE_TYPES, Format
+from subeight.formats.rotation import rotate, unrotate
 from subeight.formats.scales import Scales, find_global_scale, full_range, grouped, ungrouped, value_range
 
 
@@ -23,6 +24,8 @@ def fake_quantize(
     """Activations as a quantized layer sees them, in the shape and type of `x`."""
     if format.per == "channel":
         raise FormatError(f"{format} has a scale per row of a weight: for activations choose token, tensor or a group")
+    if format.rotated:  # what a kernel would compute with rotated weights, in the basis that they have here
+        return unrotate(fake_quantize(rotate(x), format.plain, scales)).to(x.dtype)
     width = x.shape[-1]
     rows = x.reshape(-1, width)
     if len(rows) == 0:

@@ -1,12 +1,12 @@
 """How one tensor is stored, as a noun and as text: `int4:g64:sym`, `nf4:g64`, `fp8`, `mxfp4`.
 
-The text has up to four parts: grid, what shares a scale (`g64`, `channel`, `tensor`, `token`), `sym` or
-`asym`, and the type of the scales (`bf16`, `fp16`, `fp32`). `bits` counts every stored bit: codes, the
-padding of their rows, scales and zero points.
+The text has up to five parts: grid, what shares a scale (`g64`, `channel`, `tensor`, `token`), `sym` or `asym`, the
+type of the scales (`bf16`, `fp16`, `fp32`), and `had` where columns are rotated before. `bits` counts every stored bit:
+codes, the padding of their rows, scales and zero points.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from math import ceil
 
@@ -16,6 +16,7 @@ from subeight.errors import FormatError
 from subeight.formats.grids import GRIDS, Grid
 
 SCALE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ROTATED = "had"
 _FIXED = {"mxfp4": (32, torch.float8_e8m0fnu), "nvfp4": (16, torch.float8_e4m3fn)}
 _PER = ("group", "channel", "tensor", "token")
 _SYMMETRY = {"sym": True, "asym": False}
@@ -26,6 +27,8 @@ _EXAMPLES = "int4:g64:sym, int8:channel, int8:token, nf4:g64, fp8, mxfp4 or nvfp
 class Format:
     """How one tensor is stored: the grid of its codes, which of them share a scale, the type of the scales.
 
+    `rotated`: the codes are of the matrix with its columns turned by `rotation.rotate`.
+
     Scales are rounded to `scale_dtype` before codes are chosen. Zero points of affine formats are codes too.
     """
 
@@ -34,6 +37,7 @@ class Format:
     group: int | None = None
     symmetric: bool = True
     scale_dtype: torch.dtype = torch.bfloat16
+    rotated: bool = False
 
     def __post_init__(self) -> None:
         if self.grid not in GRIDS:
@@ -74,17 +78,18 @@ class Format:
                 raise FormatError(_unknown_part(text, part, twice=kind is not None))
             found[kind] = part
         if grid in _FIXED:
-            if rest:
+            if set(found) - {"rotation"}:
                 raise FormatError(f"format {text!r}: {grid} defines group and scales itself: write {grid}")
-            return cls(grid, "group", _FIXED[grid][0])
+            return cls(grid, "group", _FIXED[grid][0], rotated="rotation" in found)
         place = found.get("per", "channel" if grid.startswith("fp8") else "g64")
         per, group = (place, None) if place in _PER else ("group", int(place[1:]))
         symmetric = _SYMMETRY[found.get("symmetry", "sym")]
-        return cls(grid, per, group, symmetric, SCALE_TYPES[found.get("scale", "bf16")])
+        return cls(grid, per, group, symmetric, SCALE_TYPES[found.get("scale", "bf16")], "rotation" in found)
 
     def __str__(self) -> str:
+        turned = [ROTATED] if self.rotated else []
         if self.grid in _FIXED:
-            return self.grid
+            return ":".join([self.grid, *turned])
         place = f"g{self.group}" if self.per == "group" else self.per
         parts = [self.grid]
         if not (self.grid.startswith("fp8") and place == "channel"):
@@ -93,7 +98,12 @@ class Format:
             parts.append("sym" if self.symmetric else "asym")
         if self.scale_dtype != torch.bfloat16:
             parts.append(next(name for name, dtype in SCALE_TYPES.items() if dtype == self.scale_dtype))
-        return ":".join(parts)
+        return ":".join([*parts, *turned])
+
+    @property
+    def plain(self) -> "Format":
+        """The same without the rotation: how the turned matrix is stored."""
+        return replace(self, rotated=False)
 
     @property
     def values(self) -> Grid:
@@ -140,6 +150,8 @@ def packed_bits(rows: int, columns: int, bits: int) -> int:
 
 
 def _kind_of(part: str) -> str | None:
+    if part == ROTATED:
+        return "rotation"
     if part in _SYMMETRY:
         return "symmetry"
     if part in SCALE_TYPES:
@@ -157,7 +169,7 @@ def _unknown_grid(text: str) -> str:
 
 
 def _unknown_part(text: str, part: str, *, twice: bool) -> str:
-    known = ["g32", "g64", "g128", *_PER[1:], *_SYMMETRY, *SCALE_TYPES]
+    known = ["g32", "g64", "g128", *_PER[1:], *_SYMMETRY, *SCALE_TYPES, ROTATED]
     close = get_close_matches(part, known, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]}?)" if close and not twice else ""
     fault = "says the same thing twice with" if twice else "has the unknown part"

@@ -15,6 +15,7 @@ from subeight.errors import FormatError
 from subeight.formats.apart import Sparse, Thin, sparse_bits, thin_bits
 from subeight.formats.format import Format
 from subeight.formats.packing import pack
+from subeight.formats.rotation import rotate, turned_importance, unrotate
 from subeight.formats.scales import Scales, grouped, ungrouped
 from subeight.formats.search import NOT_FINITE, find_scales
 
@@ -43,6 +44,8 @@ class QTensor:
         if parts.zeros is not None:
             values = values - parts.zeros.to(torch.float32)[..., None]
         matrix = ungrouped(values * parts.effective[..., None], self.shape[1])
+        if self.format.rotated:
+            matrix = unrotate(matrix)
         if self.sparse is not None:
             matrix = matrix + self.sparse.dense(self.shape[1])
         if self.thin is not None:
@@ -123,6 +126,10 @@ def quantize(
     importance: Float[Tensor, "in"] | None = None,
 ) -> QTensor:
     """Rounds a weight to nearest, with the given scales or those that `find_scales` finds."""
+    if format.rotated:
+        turned = None if importance is None else turned_importance(importance)
+        found = quantize(rotate(weight), format.plain, scales, search=search, importance=turned)
+        return replace(found, format=format)
     if scales is None:
         scales = find_scales(weight, format, search=search, importance=importance)
     elif not bool(torch.isfinite(weight).all()):

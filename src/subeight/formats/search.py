@@ -15,6 +15,7 @@ from torch import Tensor
 
 from subeight.errors import FormatError
 from subeight.formats.format import Format
+from subeight.formats.rotation import rotate, turned_importance
 from subeight.formats.scales import Scales, find_global_scale, full_range, grouped, storable, value_range
 
 NOT_FINITE = "a weight holds NaN or Inf, or spans more than float32 can: give finite weights"
@@ -39,6 +40,9 @@ def find_scales(
     looks for the least squared error, in which column j counts `importance[j]` times. `signed` lets it choose negative
     scales of symmetric integers below 8 bits, which most other tools do not.
     """
+    if format.rotated:
+        turned = None if importance is None else turned_importance(importance)
+        return find_scales(rotate(weight), format.plain, search=search, importance=turned, signed=signed)
     if search not in _SEARCHES:
         raise FormatError(f"search {search!r} is not known: choose one of {', '.join(_SEARCHES)}")
     if weight.ndim != 2 or weight.numel() == 0:

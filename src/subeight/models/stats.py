@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from subeight.formats.rotation import rotate
+
 GATHERED = frozenset({"hessian", "absmax", "absmean", "drift"})
 
 
@@ -37,6 +39,14 @@ class Stats:
             absmax=x.abs().amax(0) if "absmax" in needs else None,
             absmean=x.abs().mean(0) if "absmean" in needs else None,
         )
+
+    def rotated(self) -> Stats:
+        """The moments of inputs whose channels are turned as formats with `had` turn them."""
+
+        def turned(moments: Tensor | None) -> Tensor | None:
+            return None if moments is None else rotate(rotate(moments).T).T.contiguous()
+
+        return Stats(self.count, hessian=turned(self.hessian), drift=turned(self.drift))
 
     def rescaled(self, s: Float[Tensor, " in"]) -> Stats:
         """The statistics after a move has divided input channel j by `s[j]`: no new tap is needed."""

@@ -66,7 +66,8 @@ def _marlin(weights: Format, inputs: Format | None) -> bool:
 def _gguf_block(weights: Format, inputs: Format | None) -> bool:
     # q4_0 and q8_0 are blocks of 32 with one fp16 scale; q4_1 has a minimum of its own, which is not our integer zero.
     same = weights.per == "group" and weights.group == 32 and weights.symmetric
-    return same and weights.grid in ("int4", "int8") and weights.scale_dtype == torch.float16 and inputs is None
+    plain = not weights.rotated and weights.scale_dtype == torch.float16 and inputs is None
+    return same and plain and weights.grid in ("int4", "int8")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from subeight.errors import RecipeError
 from subeight.formats import Format
-from subeight.methods.base import build, find_methods
+from subeight.methods.base import Select, build, find_methods
 from subeight.models.linear_info import LinearInfo
 from subeight.models.read.compressed_tensors import unsayable_together
 from subeight.recipes.engines import ENGINES, engines
@@ -145,9 +145,25 @@ def _site(linear: LinearInfo, choice: _Choice, foldable: Foldable) -> Site:
     elif not _can_fold(linear.group, foldable):
         methods, note = _without_diagonals(methods)
         reason += note
+    _require_rotation(linear, choice.weights, inputs, methods, choice.where)
     if choice.weights.per == "group" and choice.weights.group and linear.shape[1] % choice.weights.group:
         reason += f"; last group short: {linear.shape[1] % choice.weights.group} of {choice.weights.group} columns"
     return Site(linear, choice.weights, inputs, methods, reason, ())
+
+
+def _require_rotation(
+    linear: LinearInfo, weights: Format, inputs: Format | None, methods: tuple[MethodChoice, ...], where: str
+) -> None:
+    """A rotation (`had`) that could not be carried out, or would be undone."""
+    what = f"{where}: {linear.name} has"
+    if inputs is not None and inputs.rotated and not weights.rotated:
+        raise RecipeError(f"{what} rotated inputs ({inputs}) and weights that are not; write weights: {weights}:had.")
+    if inputs is not None and inputs.rotated and inputs.per == "tensor":
+        raise RecipeError(f"{what} static inputs that are rotated ({inputs}), whose range nothing measures; use token.")
+    if inputs is not None and weights.rotated and not inputs.rotated:
+        raise RecipeError(f"{what} rotated weights and inputs that are not; write inputs: {inputs}:had.")
+    if weights.rotated and any(isinstance(build(*use), Select) for use in methods):
+        raise RecipeError(f"{what} rotated weights, which have no outliers left; leave `had` or `outliers` out.")
 
 
 def _outside(methods: tuple[MethodChoice, ...]) -> tuple[tuple[MethodChoice, ...], str]:

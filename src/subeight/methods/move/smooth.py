@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from subeight.errors import InputError
 from subeight.formats import Format, quantize
+from subeight.formats.rotation import rotate
 from subeight.methods.base import Move, option
 from subeight.methods.scales import output_error
 from subeight.models.stats import Stats
@@ -98,6 +99,9 @@ def input_variance(format: Format, stats: Stats) -> Float[Tensor, " in"]:
     seen, a scale per token what is typically the largest of a token. A float's steps grow with the value: its
     error is a share of the channel's own square.
     """
+    if format.rotated:  # as errors of the channels that were turned, each of which is a mixture of them
+        turned = input_variance(format.plain, stats.rotated())
+        return (rotate(torch.eye(len(turned), device=turned.device)).square() * turned).sum(1)
     assert stats.hessian is not None
     squares = stats.hessian.diagonal().float() / 2
     if not format.grid.startswith("int"):

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from subeight.errors import FormatError, RecipeError
 from subeight.formats import QTensor
+from subeight.formats.rotation import rotate, unrotate
 from subeight.formats.scales import grouped, storable, ungrouped
 from subeight.methods.base import option
 from subeight.methods.tune import BlockTask, Tune
@@ -92,7 +93,8 @@ class _Learned:
         """
         if not start.format.grid.startswith("int"):
             raise RecipeError(f"signround rounds to integers, and {start.format} has none; choose gptq or rtn for it.")
-        groups = grouped(weight.detach().float(), start.format)
+        weight = weight.detach().float()
+        groups = grouped(rotate(weight) if start.format.rotated else weight, start.format)
         if not bool(torch.isfinite(groups).all()):
             raise FormatError(NOT_FINITE)
         codes = grouped(start.codes.float(), start.format)
@@ -117,7 +119,8 @@ class _Learned:
 
     def weight(self) -> Tensor:
         """The rounded weight [out, in]."""
-        return ungrouped(self._values().mul_(self.scale), self.codes_before.shape[1])
+        found = ungrouped(self._values().mul_(self.scale), self.codes_before.shape[1])
+        return unrotate(found) if self.codes_before.format.rotated else found
 
     def codes(self) -> QTensor:
         """What is stored."""
@@ -128,7 +131,8 @@ class _Learned:
     def move(self, slope: Tensor, size: float, method: SignRound) -> None:
         """One step against the gradient [out, in] to the rounded weight."""
         first, last = self.codes_before.format.levels
-        per_value = grouped(slope.float(), self.codes_before.format)
+        format = self.codes_before.format
+        per_value = grouped(rotate(slope) if format.rotated else slope.float(), format)
         inside = (self.position > first - 0.5) & (self.position < last + 0.5)
         slopes = [(per_value * inside).mul_(self.scale)]
         if method.clip:

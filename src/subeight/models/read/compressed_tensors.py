@@ -27,6 +27,8 @@ _INPUT_GRIDS = ("int8", "int4", "fp8")
 def unsayable(linear: LinearInfo, weights: Format, inputs: Format | None = None) -> str | None:
     """Why compressed-tensors cannot hold this linear in this format, with the way out; None where it can."""
     width = linear.shape[1]
+    if weights.rotated or (inputs is not None and inputs.rotated):
+        return f"{linear.name} has rotated columns, which nothing that loads compressed-tensors would turn back"
     if linear.kind == "conv1d":
         return f"{linear.name} is a Conv1D, which compressed-tensors leaves alone"
     if linear.kind == "embedding":
