@@ -10,7 +10,7 @@ from torch import Tensor
 from subeight.errors import OutputError
 from subeight.evals.passes import Computing
 from subeight.evals.scoring import ask, score
-from subeight.formats import Format
+from subeight.formats import Format, find_scales
 from subeight.formats import quantize as round_plainly
 from subeight.models.model import Model
 from subeight.text import CalibrationSpec, calibrate, evaluate_set
@@ -66,7 +66,9 @@ def test_experts_that_no_token_reached_are_rounded_plainly(real_model: Find, tmp
     for outcome in unfed:
         view = next(view for view in before.views() if view.info.name == outcome["name"])
         one, other = (view.of(model.weights.read(view.parameter)) for model in (before, written))
-        nearest = round_plainly(one, Format.parse("int4:g32"), search="mse", importance=torch.ones(one.shape[1]))
+        format, even = Format.parse("int4:g32"), torch.ones(one.shape[1])
+        scales = find_scales(one, format, search="mse", importance=even, signed=True)
+        nearest = round_plainly(one, format, scales)
         assert torch.equal(other, nearest.dequantize())
         assert outcome["weight_error"] < 0.2
 

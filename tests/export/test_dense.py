@@ -46,5 +46,5 @@ def test_quantized_inputs_are_refused() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(OutputError, match=r"'gguff' is not a target.*compressed-tensors, dense"):
+    with pytest.raises(OutputError, match=r"'gguff' is not a target.*compressed-tensors, subeight, dense"):
         exporter_for("gguff")
