@@ -8,6 +8,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,11 +17,13 @@ from subeight.engine.job import Job, Settings
 from subeight.engine.lane import UNLIMITED, Lane
 from subeight.engine.moves import Tap, moving
 from subeight.engine.polishing import polish
-from subeight.engine.rounding import needs
+from subeight.engine.rounding import needs, rotation_of
 from subeight.engine.streams import DiskStream, MemoryStream, Stream, embedded
 from subeight.engine.tuning import States, tuned
+from subeight.methods.move.rotate import Rotate
 from subeight.models.block import Block
 from subeight.models.model import Model
+from subeight.models.rotated import rotated
 from subeight.models.shell import Shell
 from subeight.models.stats import GATHERED, Stats
 from subeight.models.structure import InputGroup
@@ -35,6 +38,18 @@ def run(model: Model, jobs: Sequence[Job], ids: Tensor | None, settings: Setting
     Finished blocks of an earlier, interrupted run in the same directories are not done again; the result has the
     same bytes as an uninterrupted run's on the same machine, stack and thread count.
     """
+    by_turn: dict[Rotate | None, list[Job]] = {}
+    for job in jobs:
+        by_turn.setdefault(rotation_of(job.plan), []).append(job)
+    done: dict[Path, Lane] = {}
+    for turn, mine in by_turn.items():
+        base = model if turn is None else rotated(model, values=turn.values)
+        done |= {lane.job.directory: lane for lane in _run_together(base, mine, ids, settings)}
+    return [done[job.directory] for job in jobs]
+
+
+def _run_together(model: Model, jobs: Sequence[Job], ids: Tensor | None, settings: Settings) -> list[Lane]:
+    """The jobs that quantize the model in one basis."""
     lanes = [Lane(model, job, settings) for job in jobs]
     blind = [lane for lane in lanes if ids is None or not lane.reads]
     exact = [lane for lane in lanes if lane not in blind and lane.plan.tap == "exact"]

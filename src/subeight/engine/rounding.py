@@ -13,6 +13,7 @@ from subeight.engine.job import Outcome
 from subeight.formats import Format, QTensor, Sparse
 from subeight.formats.rotation import rotate
 from subeight.methods.base import Fit, Method, Round, Select, build
+from subeight.methods.move.rotate import Rotate
 from subeight.methods.polishing import Polish
 from subeight.methods.round.rtn import Rtn
 from subeight.methods.tune import Tune
@@ -44,6 +45,12 @@ def starter_of(tuner: Tune) -> Round:
 def tuner_of(site: Site) -> Tune | None:
     """The method of a site that rounds it together with the rest of its block, where it has one."""
     return next((method for method in methods_of(site) if isinstance(method, Tune)), None)
+
+
+def rotation_of(plan: Plan) -> Rotate | None:
+    """The rotation of the whole model that the plan begins with, where it has one."""
+    methods = (method for site in plan.quantized for method in methods_of(site))
+    return next((method for method in methods if isinstance(method, Rotate)), None)
 
 
 def polish_of(plan: Plan) -> Polish | None:

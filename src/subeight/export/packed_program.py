@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Server:
         """Loads a checkpoint in float32; says which tensors did not fit."""
         self.model = None
         if request["own"]:
-            import subeight  # noqa: F401 - plain transformers refuses its method by name
+            import_module("subeight")  # plain transformers refuses its method by name
         torch.set_num_threads(request["threads"])
         self.device = request["device"]
         options = {"gguf_file": request["gguf"]} if request["gguf"] else {}

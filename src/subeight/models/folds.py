@@ -193,7 +193,7 @@ def _alike(one: LinearView, other: LinearView) -> bool:
     return one.expert is not None and (one.parameter, one.rows) == (other.parameter, other.rows)
 
 
-class _RandomWeights:
+class RandomWeights:
     """Random numbers in place of a model's weights: what keeps the function on them keeps it on any."""
 
     def __init__(self, model: Model) -> None:
@@ -223,7 +223,7 @@ class ModelFolds:
         skeleton, structure = self._model.skeleton, self._model.structures[index]
         key = skeleton.signature(index)
         if key not in self._known:
-            block = Block(self._model, index, torch.float32, written=Written(_RandomWeights(self._model), None))
+            block = Block(self._model, index, torch.float32, written=Written(RandomWeights(self._model), None))
             call = self._shell.call((1, PROBE_TOKENS), index)
             found = find_folds(block, call, skeleton.width, head_dim=skeleton.head_dim)
             self._known[key] = structure, for_every_expert(found, structure.groups)

@@ -90,7 +90,7 @@ def _check_order(methods: Sequence[type[Method]], where: str) -> None:
                 f"write {after.name} before {before.name}."
             )
     for method in methods[:-1]:
-        if method.scope == "model":
+        if method.scope == "model" and method.move == "polish":
             raise RecipeError(
                 f"{where}: {method.name} sees the whole model, so it is named last, not before {names[-1]}."
             )

@@ -53,6 +53,7 @@ def resolve(recipe: Recipe, linears: Sequence[LinearInfo], *, engine: str = "any
     if not any(site.weights for site in sites):
         raise RecipeError(f"The recipe {recipe.name} quantizes nothing; give it weights, such as `weights: int4:g64`.")
     _require_same_moves(sites)
+    _require_same_rotation(sites)
     sites = _with_engines(sites, engine)
     return Plan(recipe=recipe.name, sites=tuple(sites), tap=recipe.tap)
 
@@ -201,6 +202,23 @@ def _require_same_moves(sites: Sequence[Site]) -> None:
                     f"{first.linear.name} and {other.linear.name} read the same input, so one set of moves scales "
                     f"both, but the recipe gives {_listed(first)} and {_listed(other)}; give them the same moves."
                 )
+
+
+def _require_same_rotation(sites: Sequence[Site]) -> None:
+    """The stream is turned for all that read it or for none."""
+    known = find_methods()
+    inside = [site for site in sites if site.weights is not None and site.linear.block is not None]
+
+    def turns(site: Site) -> list[MethodChoice]:
+        return [use for use in site.methods if stage(known[use[0]]) == "rotation"]
+
+    for site in inside[1:]:
+        if turns(site) != turns(inside[0]):
+            one, other = (inside[0], site) if turns(inside[0]) else (site, inside[0])
+            raise RecipeError(
+                f"{one.linear.name} is rotated and {other.linear.name} is not, but a rotation turns the whole model; "
+                "name it in the methods of every rule."
+            )
 
 
 def _listed(site: Site) -> str:
