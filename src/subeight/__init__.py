@@ -9,7 +9,7 @@ The verbs of the command line are functions here, and the nouns that they speak 
 
 from subeight.errors import InputError, ParityError, SubeightError, UndecidedError
 from subeight.formats import Format, QTensor
-from subeight.models.loadable import register
+from subeight.models.loadable import register as _register
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe, load_recipe
 from subeight.records import Coordinates, Record
@@ -31,7 +31,7 @@ from subeight.verbs import (
     verify,
 )
 
-register()
+_register()
 
 __all__ = [
     "Complaint",

@@ -89,7 +89,8 @@ def _logits(path: Path, ids: Tensor, threads: int, timeout: float) -> Tensor:
 
 
 def _is_own(path: Path) -> bool:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    about = path / "config.json"
+    config = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     return (config.get("quantization_config") or {}).get("quant_method") == METHOD
 
 

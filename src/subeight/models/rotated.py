@@ -2,8 +2,8 @@
 
 R1 of QuaRot (Ashkboos et al. 2024, https://arxiv.org/abs/2404.00456) turns the stream: the embeddings and what writes
 to it on one side, what reads it on the other, after the norms' weights have moved into their readers. R2 turns the
-values of every head, between v and o. Both are folded into the weights as they are read, so blocks still stream. A LayerNorm
-subtracts the mean, so where there are any the stream is turned around the direction of the mean, which stays.
+values of every head, between v and o. Both are folded into the weights as they are read, so blocks still stream. A
+LayerNorm subtracts the mean, so where there are any the stream is turned around the direction of the mean, which stays.
 """
 
 from __future__ import annotations
