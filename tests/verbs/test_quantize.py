@@ -7,7 +7,10 @@ from transformers import AutoModelForCausalLM
 
 from subeight import InputError, quantize
 from subeight.errors import ModelError, OutputError, ParityError
+from subeight.models.model import Model
+from subeight.recipes import load_recipe, resolve
 from subeight.verbs import parity
+from subeight.verbs.planning import _forwards
 from tests.verbs import small
 
 pytestmark = pytest.mark.usefixtures("no_check")
@@ -145,3 +148,21 @@ def test_own_text_is_a_calibration_of_its_own(house, made, tmp_path):
 def test_a_misspelt_coordinate_is_refused_at_once(house):
     with pytest.raises(InputError, match="did you mean baseline"):
         quantize(str(house.base), str(house.rtn), options=house.options(across=("baselin",)))
+
+
+def test_what_is_tuned_is_predicted_to_take_its_time(house, tmp_path):
+    """By the count of passes, since the rate of the machine changes: signround and distil go through the text again."""
+    found = {}
+    for name, methods in (
+        ("gptq", "gptq"),
+        ("tuned", "{signround: {steps: 50}}"),
+        ("both", "{signround: {steps: 50}}, distil"),
+    ):
+        text = small.RTN.replace("methods: [rtn]", f"methods: [{methods}]").replace("-rtn", f"-{name}")
+        recipe = load_recipe(str(small.write_recipe(tmp_path / f"{name}.yaml", text)))
+        found[name] = _forwards(resolve(recipe, Model(house.base).linears), recipe.calibration.sequences)
+    assert found["gptq"] == (3.5, 0.0)
+    steps = 50 * 4 * 3 / load_recipe(str(tmp_path / "tuned.yaml")).calibration.sequences
+    assert found["tuned"] == (pytest.approx(5.5 + steps), 0.0)
+    blocks, head = found["both"]
+    assert blocks == pytest.approx(5.5 + steps + head) and head > 12

@@ -9,6 +9,8 @@ import torch
 from subeight.export.checkpoint import Exporter
 from subeight.recipes.plan import Plan
 
+CALIBRATION_BATCH = 4  # sequences of one step of what is tuned, and of one forward
+
 
 @dataclass(frozen=True)
 class Job:
@@ -28,7 +30,7 @@ class Settings:
 
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    batch: int = 8
+    batch: int = CALIBRATION_BATCH
     seed: int = 0
     max_memory: int | None = None
     scratch: Path | None = None

@@ -56,6 +56,10 @@ class Method:
         """The fields of Stats that this method reads, which may depend on its options."""
         return frozenset()
 
+    def passes(self, sequences: int, batch: int) -> float:  # noqa: ARG002 - most take none
+        """Forward passes of the calibration text that it takes beside its statistics; a backward one counts as two."""
+        return 0.0
+
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))
         for item in fields(self):

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
+from subeight.engine.job import CALIBRATION_BATCH
 from subeight.engine.rounding import methods_of, reads_text
 from subeight.engine.selfcalibration import sample_self
 from subeight.evals.passes import context_length
+from subeight.methods.base import build
 from subeight.models.folds import foldable_groups
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe, load_recipe, resolve
@@ -78,18 +80,30 @@ def predicted(model: Model, recipe: Recipe, plan: Plan, session: Session, *, den
     rate = _product_rate(session)
     weights = sum(site.linear.count for site in plan.sites if site.linear.block is not None)
     width = max(site.linear.shape[1] for site in plan.quantized)
-    forwards = 3.5 if reads_text(plan) and plan.tap == "sequential" else 2.0 if reads_text(plan) else 0.0
+    forwards, through_head = _forwards(plan, asked.sequences)
+    text = model.config.get_text_config(decoder=True)
+    head = 2.0 * through_head * tokens * text.vocab_size * text.hidden_size
     solving = (
         sum(float(site.linear.shape[0]) * site.linear.shape[1] ** 2 for site in plan.quantized) if forwards else 0.0
     )
     block = max(_block_bytes(model, index) for index in range(len(model.skeleton.blocks)))
     outside = sum(site.bytes for site in plan.sites if site.linear.block is None and site.linear.kind != "tied")
-    hidden = tokens * model.config.get_text_config(decoder=True).hidden_size * session.dtype.itemsize
+    hidden = tokens * text.hidden_size * session.dtype.itemsize
     return {
-        "seconds": round((2 * weights * tokens * forwards + 4 * solving) / rate + 2e-8 * weights, 1),
+        "seconds": round((2 * weights * tokens * forwards + head + 4 * solving) / rate + 2e-8 * weights, 1),
         "memory_bytes": int(2 * block + hidden + 3 * 4 * width**2 + outside),
         "disk_bytes": checkpoint_bytes(plan, dense=dense),
     }
+
+
+def _forwards(plan: Plan, sequences: int) -> tuple[float, float]:
+    """How often the calibration text goes through the blocks, and through the head too where the whole is tuned."""
+    if not reads_text(plan):
+        return 0.0, 0.0
+    uses = {repr(use): build(*use) for site in plan.quantized for use in site.methods}
+    more = {use: method.passes(sequences, CALIBRATION_BATCH) for use, method in uses.items()}
+    through_head = sum(more[use] for use, method in uses.items() if method.move == "polish")
+    return (3.5 if plan.tap == "sequential" else 2.0) + sum(more.values()), through_head
 
 
 def _product_rate(session: Session) -> float:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from subeight.engine.job import Job, Settings
+from subeight.engine.job import CALIBRATION_BATCH, Job, Settings
 from subeight.engine.lane import Lane
 from subeight.engine.loop import run as run_loop
 from subeight.errors import ModelError
@@ -18,8 +18,6 @@ from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
 from subeight.verbs.planning import calibration_of, planned, predicted, target_of
 from subeight.verbs.session import Result, Session, calibration_settings, finish, finished, where
-
-CALIBRATION_BATCH = 4
 
 
 def quantize(

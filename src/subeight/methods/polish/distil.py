@@ -36,6 +36,10 @@ class Distil(Polish):
     held: float = option(0.0625, "share of the sequences by which the best step is chosen", low=0.0, high=0.5)
 
     @override
+    def passes(self, sequences: int, batch: int) -> float:
+        return 1 + 3 * self.epochs + self.held * (self.epochs + 1)
+
+    @override
     def polish(self, task: ModelTask, generator: torch.Generator, notes: dict[str, Any]) -> dict[str, Tensor]:
         """The parameters of the best step; notes: `steps`, `loss_before` and `loss_after` on held-out sequences."""
         order = torch.randperm(task.sequences, generator=generator).tolist()

@@ -45,6 +45,10 @@ class SignRound(Tune):
     clip: bool = option(True, "learn the scale of each group too, at a third of the rate")
 
     @override
+    def passes(self, sequences: int, batch: int) -> float:
+        return 2 + 3 * self.steps * batch / sequences  # the baseline's states beside its own, and the steps
+
+    @override
     def tune(self, task: BlockTask, generator: torch.Generator, notes: dict[str, Any]) -> dict[str, QTensor]:
         """Codes of the best pass; notes: `loss` and what the start loses, `loss_before`, on the batches that judge."""
         linears = {name: _Learned.of(weight, task.start[name]) for name, weight in task.weights.items()}
