@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from subeight.engine import tunable as tunable_module
 from subeight.engine.job import Job, Settings
 from subeight.engine.lane import Lane
 from subeight.engine.loop import run
@@ -165,3 +166,12 @@ def test_the_held_out_sequences_are_not_trained_on() -> None:
     assert notes["steps"] == 9 and len(seen) == 9
     assert all(rows == judged[0] for rows in judged) and len(judged[0]) == 4
     assert {row for rows in seen for row in rows}.isdisjoint(judged[0])
+
+
+def test_a_wrong_group_in_the_gradients_is_seen(
+    checkpoint: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = tunable_module.grouped
+    monkeypatch.setattr(tunable_module, "grouped", lambda matrix, format: right(matrix.roll(1, 1), format))
+    with pytest.raises(AssertionError, match="scales"):
+        test_loss_and_gradients_are_those_of_the_plain_model(checkpoint, tmp_path, "llama", "int3:g32:asym")
