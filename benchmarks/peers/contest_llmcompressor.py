@@ -1,0 +1,48 @@
+"""llm-compressor: GPTQ with static act-order and damping 0.01, AWQ, SmoothQuant, SpinQuant (R1, R2) or plain rounding.
+
+ENV/bin/python contest_llmcompressor.py MODEL_DIR IDS.pt OUT_DIR --method gptq --bits 3
+"""
+
+import time
+from importlib.metadata import version
+
+import torch
+
+torch.Tensor.pin_memory = lambda self, *_, **__: self  # there is no accelerator to pin for
+
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize  # noqa: E402
+from contest import arguments, keep, load, of_blocks  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from llmcompressor import oneshot  # noqa: E402
+from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier  # noqa: E402
+from llmcompressor.modifiers.transform import AWQModifier  # noqa: E402
+
+given = arguments("gptq", "awq", "rtn")
+model = load(given)
+weights = {"num_bits": given.bits, "type": "int", "symmetric": not given.asym, "strategy": "group"}
+groups = {"group_0": {"targets": ["Linear"], "weights": {**weights, "group_size": given.group}}}
+base = {"config_groups": groups, "ignore": ["lm_head"]}
+recipe = {
+    "gptq": [GPTQModifier(**base, actorder="static", dampening_frac=0.01)],
+    "awq": [AWQModifier(duo_scaling=True), QuantizationModifier(**base)],
+    "rtn": [QuantizationModifier(**base)],
+}[given.method]
+data = Dataset.from_dict({"input_ids": given.ids.tolist(), "attention_mask": torch.ones_like(given.ids).tolist()})
+oneshot(
+    model=model,
+    recipe=recipe,
+    dataset=data,
+    num_calibration_samples=len(given.ids),
+    max_seq_length=given.ids.shape[1],
+    shuffle_calibration_samples=False,
+    batch_size=4,
+)
+seconds = time.perf_counter() - given.began
+with torch.no_grad():
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is not None and scheme.weights is not None:
+            zero = getattr(module, "weight_zero_point", None)
+            module.weight.data = fake_quantize(module.weight, module.weight_scale, zero, scheme.weights).float()
+own = {name: value for name, value in of_blocks(model).items() if "scale" not in name and "zero" not in name}
+keep(given, own, seconds, version=f"llm-compressor {version('llmcompressor')}")
