@@ -8,8 +8,9 @@ from importlib.metadata import version
 
 import torch
 from auto_round import AutoRound
-from contest import arguments, keep, load, of_blocks
 from transformers import AutoTokenizer
+
+from contest import arguments, keep, load, of_blocks
 
 given = arguments("autoround")
 model = load(given, torch.bfloat16)

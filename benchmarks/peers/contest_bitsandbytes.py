@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import bitsandbytes.functional as functional
 import torch
+
 from contest import arguments, keep, load
 
 given = arguments("nf4", "fp4")

@@ -10,9 +10,10 @@ from importlib.metadata import version
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # it refuses to start on two cores without it
 
 import torch
-from contest import arguments, keep
 from gptqmodel import BACKEND, GPTQModel
 from gptqmodel.quantization.config import GPTAQConfig, GPTQConfig
+
+from contest import arguments, keep
 
 given = arguments("gptq", "gptaq")
 extra = {"gptaq": GPTAQConfig()} if given.method == "gptaq" else {}

@@ -7,9 +7,10 @@ import time
 from importlib.metadata import version
 
 import torch
-from contest import arguments, keep, load
 from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 from hqq.models.hf.base import AutoHQQHFModel
+
+from contest import arguments, keep, load
 
 given = arguments("hqq")
 model = load(given)

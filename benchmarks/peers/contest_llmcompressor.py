@@ -11,11 +11,12 @@ import torch
 torch.Tensor.pin_memory = lambda self, *_, **__: self  # there is no accelerator to pin for
 
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize  # noqa: E402
-from contest import arguments, keep, load, of_blocks  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from llmcompressor import oneshot  # noqa: E402
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier  # noqa: E402
 from llmcompressor.modifiers.transform import AWQModifier  # noqa: E402
+
+from contest import arguments, keep, load, of_blocks  # noqa: E402
 
 given = arguments("gptq", "awq", "rtn")
 model = load(given)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import modelopt.torch.quantization as mtq
 import torch
+
 from contest import arguments, keep, load
 
 given = arguments("awq_lite", "max")
