@@ -17,6 +17,7 @@ from subeight.evals import (
     quantile_interval,
     share_interval,
 )
+from subeight.evals.stats import paired_p
 from tests.oracles import evals_stats as oracle
 
 
@@ -215,3 +216,28 @@ def test_share_is_honest_at_the_ends():
 def test_bad_input_is_one_sentence(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_paired_p_is_that_of_a_t_test_on_documents_of_one_size():
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(12), 5)
+    a = rng.normal(size=60)
+    b = a + np.repeat(rng.normal(0.3, 0.5, size=12), 5)
+    means = (a - b).reshape(12, 5).mean(1)
+    expected = stats.ttest_1samp(means, 0.0).pvalue
+    assert paired_p(a, b, documents) == pytest.approx(expected, rel=1e-9)
+    assert paired_p(a, a, documents) == 1.0
+    assert paired_p(a, a + 1, documents) == 0.0
+    assert paired_p(a[:5], b[:5], documents[:5]) == 1.0
+
+
+def test_paired_p_is_small_as_often_as_it_says():
+    """Documents of many sizes without a difference: about one in twenty below 0.05."""
+    rng = np.random.default_rng(1)
+    small = 0
+    for _ in range(400):
+        documents = np.repeat(np.arange(30), rng.integers(1, 20, size=30))
+        a = rng.normal(size=len(documents)) + rng.normal(size=30)[documents]
+        b = rng.normal(size=len(documents)) + rng.normal(size=30)[documents]
+        small += paired_p(a, b, documents) < 0.05
+    assert 8 <= small <= 36

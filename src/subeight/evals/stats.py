@@ -88,6 +88,24 @@ def paired_difference(
     return mean_interval(first - second, clusters, seed=seed, resamples=resamples, level=level)
 
 
+def paired_p(a: npt.ArrayLike, b: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
+    """Two-sided p of mean(a) = mean(b) on the same tokens: a t-test of the difference with its error by cluster.
+
+    1 where one cluster or none was given, or where the two are equal everywhere.
+    """
+    first, second = _flat(a, "a"), _flat(b, "b")
+    _require_equal_length(first, second)
+    difference = first - second
+    numerator, denominator = _sums(clusters, difference, np.ones_like(difference))
+    if len(numerator) < 2 or not difference.any():
+        return 1.0
+    error = float(_standard_error(numerator, denominator))
+    value = float(numerator.sum() / denominator.sum())
+    if error == 0:
+        return 0.0
+    return float(2 * scipy_stats.t.sf(abs(value) / error, len(numerator) - 1))
+
+
 def paired_ratio(
     a: npt.ArrayLike,
     b: npt.ArrayLike,

@@ -11,6 +11,8 @@ from typing import Any
 
 from subeight.records import Record
 
+DECIDED = 0.05  # of a corrected p-value below which two recipes are told apart
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -60,22 +62,39 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pair:
-    """The paired difference in KL of two candidates on the same text: below zero, `a` is the better one."""
+    """The paired difference in KL of two candidates on the same text: below zero, `a` is the better one.
+
+    `p` counts all comparisons (Holm); `only_a` and `only_b` are the tokens on which just one has the baseline's choice.
+    """
 
     a: str
     b: str
     difference: Measure
+    p: float | None = None
+    only_a: int | None = None
+    only_b: int | None = None
 
     @property
     def verdict(self) -> str:
         low, high = self.difference.low, self.difference.high
         if low is None or high is None:
             return "no interval, so undecided"
+        if self.p is not None and self.p >= DECIDED and (low > 0 or high < 0):
+            return "not told apart, as many were compared"
         if high < 0:
             return f"{self.a} is closer to the baseline"
         if low > 0:
             return f"{self.b} is closer to the baseline"
         return "not told apart by this text"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of text: the KL of every recipe on it, and which one is the best there, where that can be said."""
+
+    name: str
+    kl: dict[str, float | None]
+    best: str | None
 
 
 @dataclass(frozen=True)
@@ -169,8 +188,30 @@ def best(record: Record, rows: Iterable[Candidate]) -> Candidate | None:
 def compared_pairs(record: Record) -> list[Pair]:
     """The paired comparisons of a `compare` record."""
     return [
-        Pair(text(pair.get("a"), "?"), text(pair.get("b"), "?"), measure(pair, "kl_difference"))
+        Pair(
+            text(pair.get("a"), "?"),
+            text(pair.get("b"), "?"),
+            measure(pair, "kl_difference"),
+            number(pair.get("p_holm")),
+            whole(pair.get("only_a")),
+            whole(pair.get("only_b")),
+        )
         for pair in mappings(record.numbers.get("pairs"))
+    ]
+
+
+def by_kind(record: Record) -> list[Kind]:
+    """The kinds of text of a `compare` record, where there are several."""
+    found = record.numbers.get("categories")
+    kinds = found.items() if isinstance(found, Mapping) and len(found) > 1 else ()
+    return [
+        Kind(
+            text(name),
+            {text(recipe): number(kl) for recipe, kl in one["kl"].items()},
+            text(one.get("best")) or None,
+        )
+        for name, one in kinds
+        if isinstance(one, Mapping) and isinstance(one.get("kl"), Mapping)
     ]
 
 

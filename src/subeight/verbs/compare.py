@@ -13,7 +13,7 @@ from subeight.engine.job import Job
 from subeight.engine.lane import Lane
 from subeight.engine.loop import run as run_loop
 from subeight.errors import RecipeError
-from subeight.evals.contest import best_row, pairs_of
+from subeight.evals.contest import best_row, categories_of, pairs_of
 from subeight.evals.scoring import Question, Scored, ask, score
 from subeight.export import exporter_for
 from subeight.models.model import Model
@@ -169,7 +169,14 @@ def _concluded(
     exact = all(entry.plan.tap == "exact" for entry in entries)
     record = session.record(
         coordinates,
-        {"rows": rows, "best": best, "why": why, "pairs": pairs, "settings_note": options.note},
+        {
+            "rows": rows,
+            "best": best,
+            "why": why,
+            "pairs": pairs,
+            "categories": categories_of(scores, seed=options.seed),
+            "settings_note": options.note,
+        },
         subject={"model": question.baseline.label},
         settings={
             **calibration_settings(next(iter(texts.values()), None)),

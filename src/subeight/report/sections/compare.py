@@ -40,6 +40,7 @@ def draw(records: list[Record]) -> list[Section]:
         best = facts.best(record, rows)
         found += [
             _methods(record, rows, best),
+            *_kinds(record),
             *_trade(rows, best),
             *scores.by_text(rows),
             *scores.tail(rows),
@@ -54,14 +55,39 @@ def _methods(record: Record, rows: list[facts.Candidate], best: facts.Candidate 
         columns = [
             Column("pair"),
             Column("difference in KL", True, "of the first to the second: below zero, the first is better"),
+            Column("p", True, "of no difference, by document, corrected for all pairs (Holm)"),
+            Column("only the first", True, "tokens on which just the first has the baseline's first choice"),
+            Column("only the second", True, "tokens on which just the second has it"),
             Column("verdict"),
         ]
         lines = [
-            [join([code(pair.a), " against ", code(pair.b)]), scores.measured(pair.difference), pair.verdict]
+            [
+                join([code(pair.a), " against ", code(pair.b)]),
+                scores.measured(pair.difference),
+                words.significant(pair.p),
+                _count(pair.only_a),
+                _count(pair.only_b),
+                pair.verdict,
+            ]
             for pair in pairs
         ]
         content += [tag("h3", "Pair by pair, on the same text"), table(columns, lines)]
     return Section("Methods", content)
+
+
+def _kinds(record: Record) -> list[Section]:
+    """One method may win on code and lose on German: each kind of text by itself."""
+    kinds = facts.by_kind(record)
+    if not kinds:
+        return []
+    recipes = list(kinds[0].kl)
+    columns = [Column("kind of text"), *(Column(name, True) for name in recipes), Column("best there")]
+    lines: list[list[Node]] = [
+        [kind.name, *(words.significant(kind.kl.get(name)) for name in recipes), kind.best or "not told apart"]
+        for kind in kinds
+    ]
+    note = "KL to the baseline. The best of a kind is named only where a corrected p-value sets it apart from all others."
+    return [Section("Best by kind of text", [tag("p", note), table(columns, lines)])]
 
 
 def _trade(rows: list[facts.Candidate], best: facts.Candidate | None) -> list[Section]:
@@ -72,6 +98,10 @@ def _trade(rows: list[facts.Candidate], best: facts.Candidate | None) -> list[Se
         " 95 % intervals; the star is the best row. Bits count scales, zero points and exceptions."
     )
     return [Section("Size against KL", [Picture(figures.size_against_kl(rows, best), caption)])]
+
+
+def _count(tokens: int | None) -> str:
+    return "" if tokens is None else f"{tokens:,}"
 
 
 def _size(row: facts.Candidate) -> str:
