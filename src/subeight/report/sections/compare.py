@@ -86,7 +86,7 @@ def _kinds(record: Record) -> list[Section]:
         [kind.name, *(words.significant(kind.kl.get(name)) for name in recipes), kind.best or "not told apart"]
         for kind in kinds
     ]
-    note = "KL to the baseline. The best of a kind is named only where a corrected p-value sets it apart from all others."
+    note = "KL to the baseline. The best of a kind is named only where a corrected p-value sets it apart from the rest."
     return [Section("Best by kind of text", [tag("p", note), table(columns, lines)])]
 
 
