@@ -38,19 +38,23 @@ def test_the_setting_before_is_put_back():
 
 
 @pytest.mark.parametrize(
-    ("told", "amx"),
-    [("AVX2", False), ("AVX512_CORE_BF16", False), ("avx512_core_amx", True), ("ALL", True), ("", True)],
+    ("told", "tiles", "vectors"),
+    [
+        ("AVX2", False, False),
+        ("AVX512_CORE_BF16", False, True),
+        ("avx512_core_amx", True, True),
+        ("ALL", True, True),
+        ("", True, True),
+    ],
 )
-def test_what_onednn_was_told_decides(told, amx, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+def test_what_onednn_was_told_decides(told, tiles, vectors, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", told)
-    assert has_fast_bf16(CPU) is amx
-    assert compute_dtype("auto", CPU) is (torch.bfloat16 if amx else torch.float32)
-
-
-def test_a_cpu_without_amx_computes_in_float32(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert compute_dtype("auto", CPU) is torch.float32
+    for has_tiles, has_vectors in ((True, True), (False, True), (True, False), (False, False)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has_tiles: has)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has_vectors: has)
+        fast = (has_tiles and tiles) or (has_vectors and vectors)
+        assert has_fast_bf16(CPU) is fast
+        assert compute_dtype("auto", CPU) is (torch.bfloat16 if fast else torch.float32)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("float32", torch.float32)])

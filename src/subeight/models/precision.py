@@ -12,13 +12,17 @@ _NAMES = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float32": torch.f
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are faster than float32 ones: tensor cores, or AMX on a CPU."""
+    """Whether bf16 products are faster than float32 ones: tensor cores, or AMX or AVX-512 BF16 on a CPU."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    # The CPU may have AMX and oneDNN be told to leave it alone, as on laptops without.
+    # The CPU may have them and oneDNN be told to leave them alone, as on laptops without.
     told = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT").upper()
-    allowed = told in ("DEFAULT", "ALL") or "AMX" in told
-    return allowed and bool(torch.cpu._is_amx_tile_supported())
+    anything = told in ("DEFAULT", "ALL")
+    tiles = torch.cpu._is_amx_tile_supported() and (anything or "AMX" in told)
+    vectors = torch.cpu._is_avx512_bf16_supported() and (
+        anything or any(name in told for name in ("AMX", "BF16", "FP16"))
+    )
+    return bool(tiles or vectors)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
