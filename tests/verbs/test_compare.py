@@ -39,7 +39,7 @@ def test_the_better_one_is_named_with_a_paired_interval(compared):
     low, high = pair["kl_difference_ci"]
     assert low < pair["kl_difference"] < high < 0
     assert compared.numbers["best"] == "small-gptq"
-    assert compared.lines == (compared.numbers["why"],)
+    assert compared.lines == (compared.numbers["why"],), "both round and do nothing else: no strategy is contested"
 
 
 def test_the_run_holds_the_closest_record_and_all_samples(compared):
@@ -88,6 +88,11 @@ def test_shared_statistics_give_the_rows_of_separate_exact_recipes(house, tmp_pa
         assert other["plan"] == row["plan"]
         assert {key: row[key] for key in MEASURES} == {key: other[key] for key in MEASURES}
     assert result.record.settings["statistics"] == "one pass of the baseline, shared"
+    (verdict,) = result.numbers["strategies"]
+    assert verdict["strategies"] == {"small-gptq": "rounded (gptq)", "small-awq": "moved (awq), rounded (rtn)"}
+    assert result.lines == (result.numbers["why"], verdict["why"])
+    said = "The x-ray" if verdict["best"] else "no outlier strategy is set apart"
+    assert said in verdict["why"]
 
 
 def test_recipes_that_cannot_tell_apart_name_no_winner(house, tmp_path):

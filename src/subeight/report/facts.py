@@ -200,6 +200,11 @@ def compared_pairs(record: Record) -> list[Pair]:
     ]
 
 
+def strategies(record: Record) -> list[str]:
+    """For every size at which outlier strategies differ, which one won and why."""
+    return [why for one in mappings(record.numbers.get("strategies")) if (why := text(one.get("why")))]
+
+
 def by_kind(record: Record) -> list[Kind]:
     """The kinds of text of a `compare` record, where there are several."""
     found = record.numbers.get("categories")

@@ -33,6 +33,7 @@ from subeight.verbs.quantize import (
     warnings_of,
 )
 from subeight.verbs.session import Result, Session, calibration_settings, finish, finished
+from subeight.verbs.strategies import strategies_of
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,8 @@ def _concluded(
     options, evaluation = session.options, question.evaluation
     pairs = pairs_of(scores, seed=options.seed)
     best, why = best_row(rows, pairs)
+    plans = {entry.name: entry.plan for entry in entries}
+    strategies = strategies_of(session, question.baseline, plans, rows, pairs)
     texts = {entry.calibration.hash: entry.calibration for entry in entries if entry.calibration}
     coordinates = Coordinates(
         baseline=question.baseline.coordinate,
@@ -174,6 +177,7 @@ def _concluded(
             "best": best,
             "why": why,
             "pairs": pairs,
+            "strategies": strategies,
             "categories": categories_of(scores, seed=options.seed),
             "settings_note": options.note,
         },
@@ -185,7 +189,7 @@ def _concluded(
         },
         warnings=warnings,
     )
-    return finish(run, record, (why,))
+    return finish(run, record, (why, *(strategy["why"] for strategy in strategies)))
 
 
 def _record_of(session: Session, model: Model, entry: Entry, lane: Lane, parity: dict[str, Any] | None) -> None:

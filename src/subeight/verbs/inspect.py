@@ -2,9 +2,10 @@
 
 from subeight.evals.passes import context_length
 from subeight.inspect import x_ray
+from subeight.models.model import Model
 from subeight.probe.coverage import coverage
 from subeight.records import Coordinates
-from subeight.text import CalibrationSpec, calibrate
+from subeight.text import Calibration, CalibrationSpec, calibrate
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, calibration_settings, finish
 
@@ -20,10 +21,7 @@ def inspect(model: str, *, options: Options | None = None, compare_text: bool = 
     options = options or Options()
     session = Session("inspect", options)
     opened = session.model(model)
-    spec = CalibrationSpec(
-        options.calibration or "builtin", SEQUENCES, min(LENGTH, context_length(opened)), options.seed
-    )
-    calibration = calibrate(spec, opened.tokenizer())
+    calibration = shown_text(session, opened)
     evaluation = session.evaluation(opened) if compare_text else None
     coordinates = Coordinates(
         baseline=opened.coordinate,
@@ -54,3 +52,12 @@ def inspect(model: str, *, options: Options | None = None, compare_text: bool = 
             warnings=warnings,
         )
         return finish(run, record, (*numbers["summary"], *warnings))
+
+
+def shown_text(session: Session, model: Model) -> Calibration:
+    """The text on which the x-ray watches the model's inputs."""
+    options = session.options
+    length = min(LENGTH, context_length(model))
+    return calibrate(
+        CalibrationSpec(options.calibration or "builtin", SEQUENCES, length, options.seed), model.tokenizer()
+    )

@@ -23,6 +23,7 @@ def summary(records: list[Record]) -> list[Node]:
             lines += _cost(best)
         if why := facts.text(record.numbers.get("why")):
             lines.append(why)
+        lines += facts.strategies(record)
     return lines
 
 
