@@ -16,6 +16,7 @@ from subeight.models.calls import Call
 from subeight.models.structure import LinearView
 from subeight.recipes.plan import Plan
 
+TINY = 1e-12
 States = tuple[Sequence[tuple[Tensor, Call]], Sequence[Tensor]]  # what the block reads, and the baseline's outputs
 
 
@@ -102,4 +103,10 @@ def _part(view: LinearView, slope: Tensor | None, weight: Tensor) -> Tensor:
 
 
 def _distance(output: Tensor, target: Tensor) -> Tensor:
-    return (output.float() - target.to(output.device).float()).square().mean()
+    """Squared distance as a share of the token's own square, averaged over tokens.
+
+    Every block reads its input through a norm, which sees shares; else a few massive tokens are all that counts.
+    """
+    wanted = target.to(output.device).float()
+    squares = wanted.square().mean(-1).clamp_min(TINY)
+    return ((output.float() - wanted).square().mean(-1) / squares).mean()

@@ -25,8 +25,8 @@ class BlockTask:
         weights: what is rounded, by the linear's name [out, in], float32.
         start: codes of each to start from, with the formats that they are to have.
         batches: how many batches of calibration text there are.
-        gradients: for batch n with these weights in place, the mean squared distance of the block's output from the
-            baseline's, and its gradient to every weight.
+        gradients: for batch n with these weights in place, the squared distance of the block's output from the
+            baseline's as a share of the token's square, the mean over tokens, and its gradient to every weight.
         loss: the distance alone.
     """
 
