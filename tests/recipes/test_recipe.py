@@ -12,9 +12,10 @@ from subeight.recipes import Recipe, load_recipe, parse_recipe, shipped_recipes
 SHIPPED = (
     [f"rtn-int{bits}" for bits in range(2, 9)]
     + [f"gptq-int{bits}" for bits in (2, 3, 4)]
-    + [f"{way}-int{bits}" for way in ("awq", "awq-gptq", "smooth-gptq", "fast") for bits in (3, 4)]
+    + [f"{way}-int{bits}" for way in ("awq", "hqq", "fast") for bits in (3, 4)]
+    + [f"{way}-gptq-int{bits}" for way in ("awq", "smooth", "rotate", "outliers") for bits in (3, 4)]
     + [f"best-int{bits}" for bits in (2, 3, 4)]
-    + ["nf4", "fp8", "w8a8", "w8a8-static", "w4a8"]
+    + ["nf4", "fp8", "w8a8", "w8a8-static", "w4a8", "w4a4"]
 )
 
 
