@@ -27,7 +27,7 @@ NOTE = "demo settings: few calibration and evaluation tokens; never quote these 
 BROKEN = "model.layers.0.self_attn.o_proj"  # whose scales the demo makes wrong
 DIAGNOSED_TOKENS = 1024
 MAPPED, MAPPED_TOKENS, MAPPED_WINDOW, BUDGET = ("int4", "int3", "int2"), 512, 64, "3.25 bits"
-RECIPES = ("rtn-int4", "awq-int4", "gptq-int4", "rtn-int3", "hqq-int3", "awq-int3", "outliers-gptq-int3", "gptq-int3")
+RECIPES = ("rtn-int4", "gptq-int4", "rtn-int3", "hqq-int3", "awq-int3", "outliers-gptq-int3", "gptq-int3")
 
 
 class Clock:
