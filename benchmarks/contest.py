@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from benchmarks.common import HERE, RESULTS, WIKITEXT_TEST, WIKITEXT_TRAIN, run_json, write_result
 
+import subeight
 from subeight.evals.passes import Computing
 from subeight.evals.scoring import Question, ask, score
 from subeight.evals.stats import paired_ratio
@@ -33,6 +35,8 @@ from subeight.recipes import load_recipe, resolve
 from subeight.text import evaluate_set
 
 CELLS = RESULTS / "contest"
+SOURCE = Path(subeight.__file__).parent
+ROUNDING = ("formats", "methods", "engine")  # rooms whose code decides what our recipes store
 SEQUENCES, LENGTH = 128, 512
 EVALUATION = "wikitext-2 test, first 10,240 tokens, window 1024"
 OURS = """
@@ -127,13 +131,21 @@ def main() -> None:
 
 
 def _depends(cell: Cell) -> dict[str, Any]:
-    """What a cell is made of besides itself."""
-    text = hashlib.sha256(WIKITEXT_TRAIN.read_bytes()).hexdigest()[:16]
+    """What a cell is made of besides itself: the text, and the code that rounds."""
+    text = _hashed([WIKITEXT_TRAIN])
     if cell.tool != "ours":
-        script = HERE / "peers" / f"contest_{cell.tool}.py"
-        return {"text": text, "script": hashlib.sha256(script.read_bytes()).hexdigest()[:16]}
-    model = Model("smollm2")
-    return {"text": text, "plan": resolve(load_recipe(cell.method), model.linears).fingerprint}
+        peers = HERE / "peers"
+        return {"text": text, "script": _hashed([peers / "contest.py", peers / f"contest_{cell.tool}.py"])}
+    code = _hashed([path for room in ROUNDING for path in sorted((SOURCE / room).rglob("*.py"))])
+    plan = resolve(load_recipe(cell.method), Model("smollm2").linears).fingerprint
+    return {"text": text, "code": code, "plan": plan}
+
+
+def _hashed(files: Iterable[Path]) -> str:
+    found = hashlib.sha256()
+    for path in files:
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _kept(cell: Cell) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""llm-compressor: GPTQ with static act-order and damping 0.01, AWQ, SmoothQuant, SpinQuant (R1, R2) or plain rounding.
+"""llm-compressor: GPTQ with static act-order and damping 0.01, AWQ, or plain rounding.
 
 ENV/bin/python contest_llmcompressor.py MODEL_DIR IDS.pt OUT_DIR --method gptq --bits 3
 """
