@@ -45,7 +45,7 @@ def _verdict(
         words += f"no outlier strategy is set apart: {why}"
     else:
         winner = strategies[best]
-        words += f"{best} wins, outliers {winner.words}. {spoken_for(winner, seen['linears'], seen['inputs'])}"
+        words += f"{best} wins; its outliers are {winner.words}. {spoken_for(winner, seen['linears'], seen['inputs'])}"
     return {
         "bits_per_weight": rows[0]["bits_per_weight"],
         "strategies": {name: strategies[name].words for name in names},
