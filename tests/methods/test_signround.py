@@ -35,7 +35,7 @@ def test_steps_of_the_oracle(text, descent):
     problem, format, method = problems.make(), Format.parse(text), SignRound(descent=descent, steps=10)
     task = task_of(problem, text)
     start = task.start["linear"]
-    learned = _Learned.of(problem.weight, start)
+    learned = _Learned.of(problem.weight, start, method)
     zeros = None if start.zeros is None else start.zeros.double().numpy()
     numbers = (value.double().numpy() for value in (problem.weight, start.codes, start.scales))
     oracle = Linear(*numbers, zeros, format.group, format.code_bits)
@@ -43,7 +43,7 @@ def test_steps_of_the_oracle(text, descent):
     for step in range(6):
         batch, size = step % 4, 0.0937 * (1 - step / 10)
         _, slopes = task.gradients({"linear": learned.weight()}, batch)
-        learned.move(slopes["linear"], size, method)
+        learned.move(slopes["linear"], size)
         x = problem.inputs.double().numpy()[batch * 75 : (batch + 1) * 75]
         oracle.step(x, x @ problem.weight.double().numpy().T, size, descent)
         # a sign may differ where the gradient is about 0, and a code at a tie
@@ -56,9 +56,10 @@ def test_steps_of_the_oracle(text, descent):
 @pytest.mark.parametrize("text", ["int4:g16", "int3:g32:asym", "int2:g16:asym", "int8:channel", "int4:g32:asym:fp16"])
 def test_what_is_trained_is_what_is_stored(text):
     weight = problems.make().weight
-    learned = _Learned.of(weight, quantize(weight, Format.parse(text)))
-    learned.position += torch.randn(learned.position.shape, generator=generator())
-    learned.factor *= 1 + 0.2 * torch.rand(learned.factor.shape, generator=generator())
+    learned = _Learned.of(weight, quantize(weight, Format.parse(text)), SignRound())
+    draw = generator()
+    for _ in range(4):
+        learned.move(torch.randn(weight.shape, generator=draw), 0.5)
     assert torch.equal(learned.weight(), learned.codes().dequantize())
 
 
@@ -66,7 +67,7 @@ def test_what_is_trained_is_what_is_stored(text):
 def test_it_starts_from_the_codes_that_it_was_given(text):
     weight = problems.make().weight
     start = quantize(weight, Format.parse(text), search="mse")
-    assert torch.equal(_Learned.of(weight, start).codes().dequantize(), start.dequantize())
+    assert torch.equal(_Learned.of(weight, start, SignRound()).codes().dequantize(), start.dequantize())
 
 
 @pytest.mark.parametrize("descent", ["adam", "sign"])

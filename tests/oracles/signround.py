@@ -1,7 +1,7 @@
 """SignRound of one linear in float64, value by value: the gradient through rounding by hand, then one step.
 
-y = x Q^T with Q = (code - zero) scale factor, code = round(position) within the levels. Straight through means
-d code / d position = 1 where the code was not clipped, 0 elsewhere.
+y = x Q^T with Q = (code - zero) scale factor, code = round(position). Straight through means d code / d position = 1;
+after a step every position is brought back to where it rounds to one of the levels.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ class Linear:
         self.count = 0
 
     def codes(self) -> np.ndarray:
-        return np.round(self.position).clip(self.first, self.last)
+        return np.round(self.position)
 
     def weight(self) -> np.ndarray:
         """The rounded weight [out, in]."""
@@ -48,11 +48,11 @@ class Linear:
         for row in range(slope.shape[0]):
             for column in range(slope.shape[1]):
                 at = row, column // self.group
-                if self.first - 0.5 < self.position[row, column] < self.last + 0.5:
-                    to_position[row, column] = slope[row, column] * self.scales[at] * self.factor[at]
+                to_position[row, column] = slope[row, column] * self.scales[at] * self.factor[at]
                 to_factor[at] += slope[row, column] * (codes[row, column] - self.zeros[at]) * self.scales[at]
         self.count += 1
-        self.position -= size * self._direction(to_position, 0, descent)
+        moved = self.position - size * self._direction(to_position, 0, descent)
+        self.position = np.minimum(np.maximum(moved, self.first - 0.49), self.last + 0.49)
         self.factor -= size / 3 * self._direction(to_factor, 2, descent)
 
     def _direction(self, slope: np.ndarray, at: int, descent: str) -> np.ndarray:

@@ -14,7 +14,7 @@ What comes out is never worse on them than the start.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -53,7 +53,7 @@ class SignRound(Tune):
     @override
     def tune(self, task: BlockTask, generator: torch.Generator, notes: dict[str, Any]) -> dict[str, QTensor]:
         """Codes of the best pass; notes: `loss` and what the start loses, `loss_before`, on the batches that judge."""
-        linears = {name: _Learned.of(weight, task.start[name]) for name, weight in task.weights.items()}
+        linears = {name: _Learned.of(weight, task.start[name], self) for name, weight in task.weights.items()}
         order = torch.randperm(task.batches, generator=generator).tolist()
         count = max(1, task.batches // HELD)
         held, train = order[:count], order[count:] or order
@@ -65,7 +65,7 @@ class SignRound(Tune):
             _, slopes = task.gradients({name: linear.weight() for name, linear in linears.items()}, left.pop())
             size = (self.rate or 1 / self.steps) * (1 - step / self.steps)
             for name, linear in linears.items():
-                linear.move(slopes[name], size, self)
+                linear.move(slopes[name], size)
             if not left or step + 1 == self.steps:
                 codes = {name: linear.codes() for name, linear in linears.items()}
                 loss = _mean_loss(task, codes, held)
@@ -80,18 +80,24 @@ def _mean_loss(task: BlockTask, codes: Mapping[str, QTensor], batches: list[int]
     return sum(task.loss(weights, batch) for batch in batches) / len(batches)
 
 
-@dataclass
 class _Learned:
-    """One weight: the position of every value [out, groups, columns] in units of codes, a factor of every scale."""
+    """One weight: the position of every value [out, groups, columns] in units of codes, a factor of every scale.
 
-    codes_before: QTensor
-    position: Tensor
-    factor: Tensor  # [out, groups, 1]
-    moments: list[Tensor] = field(default_factory=list)
-    steps: int = 0
+    No position leaves the intervals of the codes, so rounding it needs no clamping.
+    """
+
+    def __init__(self, codes_before: QTensor, position: Tensor, method: SignRound) -> None:
+        self.codes_before = codes_before
+        self.position = position
+        self.factor = torch.ones_like(codes_before.scales)[..., None]  # [out, groups, 1]
+        self._clip = method.clip
+        self._rounded = position
+        learned = [self.position, self.factor] if method.clip else [self.position]
+        groups = [{"params": [value]} for value in learned]
+        self._adam = None if method.descent == "sign" else torch.optim.Adam(groups, betas=BETAS, eps=TINY, fused=True)
 
     @classmethod
-    def of(cls, weight: Tensor, start: QTensor) -> _Learned:
+    def of(cls, weight: Tensor, start: QTensor, method: SignRound) -> _Learned:
         """Where the codes of `start` are, as near to the weight as they allow.
 
         Raises:
@@ -107,8 +113,7 @@ class _Learned:
         wanted = groups / start.scales[..., None]
         if start.zeros is not None:
             wanted = wanted + start.zeros.float()[..., None]
-        position = codes + (wanted - codes).clamp_(-INSIDE, INSIDE)
-        return cls(start, position, torch.ones_like(start.scales)[..., None])
+        return cls(start, codes + (wanted - codes).clamp_(-INSIDE, INSIDE), method)
 
     @property
     def scale(self) -> Tensor:
@@ -116,49 +121,38 @@ class _Learned:
         start = self.codes_before
         return storable(start.format, start.scales[..., None] * self.factor)
 
-    def _values(self) -> Tensor:
-        """What is multiplied by the scale: codes less the zero point."""
-        first, last = self.codes_before.format.levels
-        values = self.position.round().clamp_(first, last)
-        zeros = self.codes_before.zeros
-        return values if zeros is None else values.sub_(zeros.float()[..., None])
-
     def weight(self) -> Tensor:
-        """The rounded weight [out, in]."""
-        found = ungrouped(self._values().mul_(self.scale), self.codes_before.shape[1])
+        """The rounded weight [out, in]; what its codes are is kept for the step that follows."""
+        self._rounded = self.position.round()
+        if self.codes_before.zeros is not None:
+            self._rounded.sub_(self.codes_before.zeros.float()[..., None])
+        found = ungrouped(self._rounded * self.scale, self.codes_before.shape[1])
         return unrotate(found) if self.codes_before.format.rotated else found
 
     def codes(self) -> QTensor:
         """What is stored."""
-        first, last = self.codes_before.format.levels
-        codes = ungrouped(self.position.round().clamp_(first, last), self.codes_before.shape[1])
+        codes = ungrouped(self.position.round(), self.codes_before.shape[1])
         return replace(self.codes_before, codes=codes.to(torch.int8).contiguous(), scales=self.scale[..., 0])
 
-    def move(self, slope: Tensor, size: float, method: SignRound) -> None:
-        """One step against the gradient [out, in] to the rounded weight."""
-        first, last = self.codes_before.format.levels
+    def move(self, slope: Tensor, size: float) -> None:
+        """One step against the gradient [out, in] to the weight that was last asked for."""
         format = self.codes_before.format
         per_value = grouped(rotate(slope) if format.rotated else slope.float(), format)
-        inside = (self.position > first - 0.5) & (self.position < last + 0.5)
-        slopes = [(per_value * inside).mul_(self.scale)]
-        if method.clip:
-            own = (per_value * self._values()).sum(-1, keepdim=True)
-            if self.codes_before.format.per == "tensor":
+        slopes = [per_value * self.scale]
+        if self._clip:
+            own = (per_value * self._rounded).sum(-1, keepdim=True)
+            if format.per == "tensor":
                 own = own.sum().view(1, 1, 1)
             slopes.append(own * self.codes_before.scales[..., None])
-        self.steps += 1
-        directions = self._adam(slopes) if method.descent == "adam" else [slope.sign() for slope in slopes]
-        self.position.sub_(directions[0], alpha=size)
-        if method.clip:
-            self.factor.sub_(directions[1], alpha=size / 3)
+        self._step(slopes, [size, size / 3])
+        first, last = format.levels
+        self.position.clamp_(first - INSIDE, last + INSIDE)
 
-    def _adam(self, slopes: list[Tensor]) -> list[Tensor]:
-        if not self.moments:
-            self.moments = [torch.zeros_like(slope) for slope in slopes for _ in range(2)]
-        found = []
-        for slope, mean, square in zip(slopes, self.moments[::2], self.moments[1::2], strict=True):
-            mean.lerp_(slope, 1 - BETAS[0])
-            square.lerp_(slope.square(), 1 - BETAS[1])
-            spread = (square / (1 - BETAS[1] ** self.steps)).sqrt_().add_(TINY)
-            found.append(mean / (1 - BETAS[0] ** self.steps) / spread)
-        return found
+    def _step(self, slopes: list[Tensor], sizes: list[float]) -> None:
+        if self._adam is None:
+            for value, slope, size in zip((self.position, self.factor), slopes, sizes, strict=False):
+                value.sub_(slope.sign(), alpha=size)
+            return
+        for group, slope, size in zip(self._adam.param_groups, slopes, sizes, strict=False):
+            group["params"][0].grad, group["lr"] = slope, size
+        self._adam.step()
