@@ -73,7 +73,8 @@ def joined(one: Stats, other: Stats) -> Stats:
     if one.absmax is not None and other.absmax is not None:
         absmax = torch.maximum(one.absmax, other.absmax)
     drift = mean(one.drift, other.drift)
-    return Stats(count, mean(one.hessian, other.hessian), absmax, mean(one.absmean, other.absmean), drift)
+    sizes = None if one.sizes is None or other.sizes is None else one.sizes.joined(other.sizes)
+    return Stats(count, mean(one.hessian, other.hessian), absmax, mean(one.absmean, other.absmean), drift, sizes)
 
 
 def _diagonal(block: Block, fold: Fold, moves: Sequence[Move], plan: Plan, stats: Stats) -> Tensor:

@@ -214,11 +214,11 @@ def _outside() -> Iterator[tuple[type[Method], str]]:
 
 
 def _checked(method: str, item: Field[Any], kind: Any, value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    given, number = value, isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number:
         value = float(value)
     elif kind == tuple[float, ...] and isinstance(value, list | tuple):
-        good = value and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        good = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
         value = tuple(float(v) for v in value) if good else None
     plain = {bool: isinstance(value, bool), int: number and isinstance(value, int)}
     fits = plain.get(kind, isinstance(value, typing.get_origin(kind) or kind))
@@ -230,8 +230,8 @@ def _checked(method: str, item: Field[Any], kind: Any, value: Any) -> Any:
         each = value if isinstance(value, tuple) else (value,)
         fits = all((low is None or v >= low) and (high is None or v <= high) for v in each)
     if not fits:
-        hint = _nearest(str(value), choices or ())
-        raise RecipeError(f"{method}: {item.name} was given as {value!r}, but must be {_allowed(item, kind)}{hint}.")
+        hint = _nearest(str(given), choices or ())
+        raise RecipeError(f"{method}: {item.name} was given as {given!r}, but must be {_allowed(item, kind)}{hint}.")
     return value
 
 

@@ -1,0 +1,73 @@
+"""How often each input channel is how large, and the range of a static scale that follows from it.
+
+A token counts with the inverse of its own mean square: what a few massive tokens lose is weighed as a share of them, as
+what all others lose is a share of those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subeight.formats import Format
+
+PER_OCTAVE = 8
+LOWEST = -24  # log2 of the smallest size that is told from smaller ones
+BINS = PER_OCTAVE * 48
+RANGES = 64  # what is tried, from the largest value down, a quarter of an octave apart at least
+TINY = 1e-12
+
+
+@dataclass
+class Sizes:
+    """`weight` of each channel's values by size; sizes are to be multiplied by `factor`, which moves have changed."""
+
+    weight: Float[Tensor, "in bins"]
+    factor: Float[Tensor, " in"]
+
+    @classmethod
+    def none(cls, width: int, device: torch.device) -> Sizes:
+        """Of no token yet."""
+        return cls(torch.zeros(width, BINS, device=device), torch.ones(width, device=device))
+
+    def add(self, inputs: Float[Tensor, "tokens in"]) -> None:
+        """Counts these tokens too."""
+        squares = inputs.square()
+        share = 1 / squares.mean(-1, keepdim=True).clamp_min(TINY)
+        bins = inputs.abs().log2_().sub_(LOWEST).mul_(PER_OCTAVE).clamp_(0, BINS - 1).long()
+        self.weight.T.scatter_add_(0, bins, share.expand_as(inputs).contiguous())
+
+    def rescaled(self, s: Float[Tensor, " in"]) -> Sizes:
+        """After a move has divided input channel j by `s[j]`."""
+        return Sizes(self.weight, self.factor / s.abs())
+
+    def joined(self, other: Sizes) -> Sizes:
+        """Of the tokens of both, seen before any move."""
+        return Sizes(self.weight + other.weight, self.factor)
+
+    def static_range(self, format: Format, largest: float) -> float:
+        """The range, at most `largest`, of one scale for all of these inputs that loses least of them.
+
+        What lies beyond is clipped, what is below half a step is lost, anything else is off by a twelfth of the step
+        squared on average. Floats keep the largest: their steps grow with the value.
+        """
+        if not format.grid.startswith("int") or largest <= 0:
+            return largest
+        centres = torch.arange(0.5, BINS, device=self.weight.device).div_(PER_OCTAVE).add_(LOWEST).exp2_()
+        size = (centres * self.factor[:, None]).clamp_(max=largest).flatten()
+        weight = self.weight.flatten()
+        kept = weight > 0
+        size, weight = size[kept].double(), weight[kept].double()
+        steps = 2**format.code_bits - 1
+        best, least = largest, float("inf")
+        for at in range(RANGES):
+            limit = largest * 2 ** (-at / 4)
+            step = 2 * limit / steps
+            noise = torch.where(size < step / 2, size.square(), step**2 / 12)
+            lost = float((weight * torch.where(size > limit, (size - limit).square(), noise)).sum())
+            if lost < least:
+                best, least = limit, lost
+        return best
