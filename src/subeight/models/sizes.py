@@ -56,11 +56,8 @@ class Sizes:
         """
         if not format.grid.startswith("int") or largest <= 0:
             return largest
-        centres = torch.arange(0.5, BINS, device=self.weight.device).div_(PER_OCTAVE).add_(LOWEST).exp2_()
-        size = (centres * self.factor[:, None]).clamp_(max=largest).flatten()
-        weight = self.weight.flatten()
-        kept = weight > 0
-        size, weight = size[kept].double(), weight[kept].double()
+        weight = self._pooled()
+        size = torch.arange(0.5, BINS, dtype=torch.float64).div_(PER_OCTAVE).add_(LOWEST).exp2_().clamp_(max=largest)
         steps = 2**format.code_bits - 1
         best, least = largest, float("inf")
         for at in range(RANGES):
@@ -71,3 +68,9 @@ class Sizes:
             if lost < least:
                 best, least = limit, lost
         return best
+
+    def _pooled(self) -> Float[Tensor, " bins"]:
+        """The weight of all channels' values by size, in float64 on the CPU; factors are rounded to whole bins."""
+        moved = self.factor.log2().mul(PER_OCTAVE).round().long()[:, None]
+        bins = torch.arange(BINS, device=self.weight.device).add(moved).clamp_(0, BINS - 1)
+        return torch.bincount(bins.flatten().cpu(), self.weight.flatten().double().cpu(), minlength=BINS)
