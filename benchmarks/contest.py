@@ -105,7 +105,16 @@ def cells() -> list[Cell]:
         kinds = ("fast", "best") if bits > 2 else ("best",)
         found += [Cell(width, "ours", f"{kind}-int{bits}", seed) for seed in range(3) for kind in kinds]
         found += [Cell(width, "ours", f"gptq-int{bits}")]
-    return found
+    return found + _of_inputs()
+
+
+def _of_inputs() -> list[Cell]:
+    """Inputs in few bits too; a peer's scales of weights in 8 bits are one a row."""
+    eight = ("--bits", "8", "--group", "0", "--inputs", "8")
+    found = [Cell("W8A8", "llmcompressor", method, options=eight) for method in ("smooth", "smooth_gptq")]
+    found += [Cell("W8A8", "ours", name, seed) for seed in range(3) for name in ("w8a8", "w8a8-rotated")]
+    found += [Cell("W8A8 static", "ours", "w8a8-static", seed) for seed in range(3)]
+    return found + [Cell(name.upper(), "ours", name, seed) for seed in range(3) for name in ("w4a8", "w4a4")]
 
 
 def main() -> None:
@@ -203,7 +212,10 @@ def _run(cell: Cell, given: argparse.Namespace, question: Question) -> None:
 
 
 def _bits(cell: Cell, about: dict[str, Any]) -> float:
-    """Stored bits per weight of a peer in groups of 64: codes, scales, and zero points where it keeps them."""
+    """Stored bits per weight of a peer: codes, scales of each group, and zero points where it keeps them."""
+    if "--group" in cell.options:
+        plan = resolve(load_recipe("w8a8"), Model("smollm2").linears)
+        return plan.bits_per_weight  # one scale a row, as ours
     bits = int(cell.options[cell.options.index("--bits") + 1])
     zeros = about.get("zero_bits", bits if about.get("zero_points") else 0)
     return bits + (about.get("scale_bits", 16) + zeros) / 64

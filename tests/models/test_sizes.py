@@ -31,20 +31,21 @@ def test_the_range_loses_as_little_as_the_best_of_the_oracle(massive, bits):
     assert lost(x.numpy(), found, bits) <= 1.1 * least
 
 
-def test_a_massive_token_does_not_widen_the_range_of_all():
-    x = inputs_of(3000.0)
-    format = Format.parse("int8:tensor")
-    found = sizes_of(x).static_range(format, 3000.0)
-    assert found < 100
-    assert lost(x.numpy(), found, 8) < 0.1 * lost(x.numpy(), 3000.0, 8)
+def test_a_massive_token_is_clipped_only_where_all_others_gain_more():
+    x, format = inputs_of(3000.0), Format.parse("int8:tensor")
+    assert sizes_of(x).static_range(format, 3000.0) == 3000.0
+    many = inputs_of(40.0, tokens=4000)
+    found = sizes_of(many).static_range(Format.parse("int4:tensor"), 40.0)
+    assert found < 30
+    assert lost(many.numpy(), found, 4) < 0.8 * lost(many.numpy(), 40.0, 4)
 
 
 def test_counted_in_parts_it_is_the_same():
     x, parts = inputs_of(40.0), Sizes.none(24, torch.device("cpu"))
     for part in x.split(7):
         parts.add(part)
-    assert torch.allclose(parts.weight, sizes_of(x).weight, rtol=1e-5)
-    assert torch.allclose(sizes_of(x[:30]).joined(sizes_of(x[30:])).weight, parts.weight, rtol=1e-5)
+    assert torch.allclose(parts.count, sizes_of(x).count, rtol=1e-5)
+    assert torch.allclose(sizes_of(x[:30]).joined(sizes_of(x[30:])).count, parts.count, rtol=1e-5)
 
 
 def test_divided_inputs_are_known_without_counting_again():
