@@ -157,8 +157,8 @@ class Lane:
                 continue
             static = None
             if format.per == "tensor":
-                assert stats is not None
-                static = find_scales(torch.full((1, 1), stats.static_range(format)), format)
+                assert stats is not None and stats.absmax is not None
+                static = find_scales(stats.absmax[None], format)
             done.inputs[name] = (format, static)
 
     def _compute_with(self, block: Block, views: Sequence[LinearView], done: Rounded) -> None:

@@ -73,8 +73,7 @@ def joined(one: Stats, other: Stats) -> Stats:
     if one.absmax is not None and other.absmax is not None:
         absmax = torch.maximum(one.absmax, other.absmax)
     drift = mean(one.drift, other.drift)
-    sizes = None if one.sizes is None or other.sizes is None else one.sizes.joined(other.sizes)
-    return Stats(count, mean(one.hessian, other.hessian), absmax, mean(one.absmean, other.absmean), drift, sizes)
+    return Stats(count, mean(one.hessian, other.hessian), absmax, mean(one.absmean, other.absmean), drift)
 
 
 def _diagonal(block: Block, fold: Fold, moves: Sequence[Move], plan: Plan, stats: Stats) -> Tensor:

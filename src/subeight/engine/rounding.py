@@ -80,7 +80,7 @@ def needs(plan: Plan, groups: Iterable[InputGroup], *, moves: bool, rounds: bool
 def _ranges(site: Site) -> set[str]:
     """What a static scale of the inputs is found by."""
     static = site.inputs is not None and site.inputs.per == "tensor"
-    return {"absmax", "sizes"} if static else set()
+    return {"absmax"} if static else set()
 
 
 def reads_text(plan: Plan) -> bool:

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from subeight.formats import Format
 from subeight.formats.rotation import rotate
-from subeight.models.sizes import Sizes
 
-GATHERED = frozenset({"hessian", "absmax", "absmean", "drift", "sizes"})
+GATHERED = frozenset({"hessian", "absmax", "absmean", "drift"})
 
 
 @dataclass
@@ -29,7 +27,6 @@ class Stats:
     absmean: Float[Tensor, " in"] | None = None
     # 2 / count * (X' - X)^T X, where the baseline reads X' in place of X; None where it reads the same
     drift: Float[Tensor, "in in"] | None = None
-    sizes: Sizes | None = None  # for the range of a static scale
 
     @classmethod
     def from_inputs(cls, inputs: Float[Tensor, "... in"], needs: Collection[str] = GATHERED) -> Stats:
@@ -41,7 +38,6 @@ class Stats:
             hessian=(x.T @ x).mul_(2 / max(count, 1)) if "hessian" in needs else None,
             absmax=x.abs().amax(0) if "absmax" in needs else None,
             absmean=x.abs().mean(0) if "absmean" in needs else None,
-            sizes=_sizes_of(x) if "sizes" in needs else None,
         )
 
     def rotated(self) -> Stats:
@@ -52,12 +48,6 @@ class Stats:
 
         return Stats(self.count, hessian=turned(self.hessian), drift=turned(self.drift))
 
-    def static_range(self, format: Format) -> float:
-        """How far one scale for all inputs in this format should reach."""
-        assert self.absmax is not None
-        largest = float(self.absmax.max())
-        return largest if self.sizes is None else self.sizes.static_range(format, largest)
-
     def rescaled(self, s: Float[Tensor, " in"]) -> Stats:
         """The statistics after a move has divided input channel j by `s[j]`: no new tap is needed."""
         s = s.float()
@@ -67,11 +57,4 @@ class Stats:
             absmax=None if self.absmax is None else self.absmax / s.abs(),
             absmean=None if self.absmean is None else self.absmean / s.abs(),
             drift=None if self.drift is None else self.drift / s / s[:, None],
-            sizes=None if self.sizes is None else self.sizes.rescaled(s),
         )
-
-
-def _sizes_of(inputs: Float[Tensor, "tokens in"]) -> Sizes:
-    found = Sizes.none(inputs.shape[1], inputs.device)
-    found.add(inputs)
-    return found

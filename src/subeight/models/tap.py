@@ -9,7 +9,6 @@ from torch import Tensor
 from subeight.models.block import Block
 from subeight.models.calls import Call
 from subeight.models.precision import exact_products
-from subeight.models.sizes import Sizes
 from subeight.models.stats import Stats
 from subeight.models.structure import InputGroup
 from subeight.models.watch import StopForward, Watcher
@@ -24,7 +23,6 @@ class _Gatherer:
         self.absmax = torch.zeros(width, device=device) if "absmax" in needs else None
         self.abssum = torch.zeros(width, device=device) if "absmean" in needs else None
         self.drift = torch.zeros(width, width, device=device) if "drift" in needs else None
-        self.sizes = Sizes.none(width, device) if "sizes" in needs else None
 
     def add(self, value: Tensor, exact: Tensor | None = None) -> None:
         """One input of the group, and what the baseline reads in its place."""
@@ -40,8 +38,6 @@ class _Gatherer:
             torch.maximum(self.absmax, x.abs().amax(0).float(), out=self.absmax)
         if self.abssum is not None:
             self.abssum += wide.abs().sum(0)
-        if self.sizes is not None:
-            self.sizes.add(wide)
         if self.drift is not None and exact is not None:
             with exact_products(torch.float32):
                 self.drift.addmm_((exact.reshape(x.shape).float() - wide).T, wide)
@@ -54,7 +50,6 @@ class _Gatherer:
             absmax=self.absmax,
             absmean=None if self.abssum is None else self.abssum / count,
             drift=None if self.drift is None else self.drift.mul_(2 / count),
-            sizes=self.sizes,
         )
 
 

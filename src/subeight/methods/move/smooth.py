@@ -103,8 +103,8 @@ def mixed_error(
 def input_variance(format: Format, stats: Stats) -> Float[Tensor, " in"]:
     """The expected squared rounding error of each input channel, from what the statistics know.
 
-    An integer grid has even steps: a twelfth of the step squared. A static scale spans the range that
-    it will get, a scale per token what is typically the largest of a token. A float's steps grow with the value: its
+    An integer grid has even steps: a twelfth of the step squared. A static scale spans the largest input
+    seen, a scale per token what is typically the largest of a token. A float's steps grow with the value: its
     error is a share of the channel's own square.
     """
     if format.rotated:  # as errors of the channels that were turned, each of which is a mixture of them
@@ -116,7 +116,8 @@ def input_variance(format: Format, stats: Stats) -> Float[Tensor, " in"]:
         mantissa = {"fp8": 3, "fp8_e5m2": 2}.get(format.grid, 1)
         return squares * 4.0**-mantissa / 24  # mean over values spread evenly in log
     if format.per == "tensor":
-        widest = squares.new_tensor(stats.static_range(format)).square()
+        assert stats.absmax is not None
+        widest = stats.absmax.float().max().square()
     else:
         widest = _typical_largest(squares).square()
     half_steps = 2 ** (format.code_bits - 1) - 0.5
