@@ -113,7 +113,7 @@ def _of_inputs() -> list[Cell]:
     eight = ("--bits", "8", "--group", "0", "--inputs", "8")
     found = [Cell("W8A8", "llmcompressor", method, options=eight) for method in ("smooth", "smooth_gptq")]
     found += [Cell("W8A8", "ours", name, seed) for seed in range(3) for name in ("w8a8", "w8a8-rotated")]
-    found += [Cell("W8A8 static", "ours", "w8a8-static", seed) for seed in range(3)]
+    found += [Cell("W8A8-static", "ours", "w8a8-static", seed) for seed in range(3)]
     return found + [Cell(name.upper(), "ours", name, seed) for seed in range(3) for name in ("w4a8", "w4a4")]
 
 

@@ -24,7 +24,7 @@ def arguments(*methods: str) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--method", choices=methods, default=methods[0])
     parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--group", type=int, default=64, help="0: one scale a row")
+    parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--asym", action="store_true")
     parser.add_argument("--inputs", type=int, default=16, help="bits of the inputs, per token; 16 leaves them")
     parser.add_argument("--steps", type=int, default=200)
@@ -53,11 +53,6 @@ def keep(given: argparse.Namespace, weights: Mapping[str, torch.Tensor], seconds
             plain.get_parameter(name).copy_(value.float())
     plain.save_pretrained(given.out)
     AutoConfig.from_pretrained(given.model).save_pretrained(given.out)
-    tell(given, seconds, **about)
-
-
-def tell(given: argparse.Namespace, seconds: float, **about: Any) -> None:
-    """Writes `peer.json`, and the tokenizer, beside a checkpoint."""
     AutoTokenizer.from_pretrained(given.model).save_pretrained(given.out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     content = {"method": given.method, "seconds": seconds, "peak_rss_bytes": peak, "threads": given.threads, **about}

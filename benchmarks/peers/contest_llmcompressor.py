@@ -1,5 +1,5 @@
 """llm-compressor: GPTQ with static act-order and damping 0.01, AWQ, or plain rounding; with inputs in 8 bits
-SmoothQuant, alone (`smooth`) or before GPTQ (`smooth_gptq`), kept as its own checkpoint.
+SmoothQuant, alone (`smooth`) or before GPTQ (`smooth_gptq`), kept as its own checkpoint. `--group 0` is one scale a row.
 
 ENV/bin/python contest_llmcompressor.py MODEL_DIR IDS.pt OUT_DIR --method gptq --bits 3
 """
@@ -18,15 +18,11 @@ from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModif
 from llmcompressor.modifiers.transform import AWQModifier  # noqa: E402
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier  # noqa: E402
 
-from contest import arguments, keep, load, of_blocks, tell  # noqa: E402
+from contest import arguments, keep, load, of_blocks  # noqa: E402
 
 given = arguments("gptq", "awq", "rtn", "smooth", "smooth_gptq")
 model = load(given)
-weights = {
-    "num_bits": given.bits,
-    "type": "int",
-    "symmetric": not given.asym,
-}
+weights = {"num_bits": given.bits, "type": "int", "symmetric": not given.asym}
 weights |= {"strategy": "group", "group_size": given.group} if given.group else {"strategy": "channel"}
 inputs = {"num_bits": given.inputs, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 scheme = {"targets": ["Linear"], "weights": weights, **({"input_activations": inputs} if given.inputs < 16 else {})}
@@ -52,8 +48,8 @@ oneshot(
 seconds = time.perf_counter() - given.began
 about = {"version": f"llm-compressor {version('llmcompressor')}"}
 if given.inputs < 16:
-    model.save_pretrained(given.out, save_compressed=True)
-    tell(given, seconds, **about)
+    keep(given, {}, seconds, **about)
+    model.save_pretrained(given.out, save_compressed=True)  # in place of the plain weights
     raise SystemExit
 with torch.no_grad():
     for module in model.modules():

@@ -91,7 +91,7 @@ class _Learned:
         self.position = position
         self.factor = torch.ones_like(codes_before.scales)[..., None]  # [out, groups, 1]
         self._clip = method.clip
-        self._rounded = position
+        self._rounded = self._values()
         learned = [self.position, self.factor] if method.clip else [self.position]
         groups = [{"params": [value]} for value in learned]
         self._adam = None if method.descent == "sign" else torch.optim.Adam(groups, betas=BETAS, eps=TINY, fused=True)
@@ -121,11 +121,14 @@ class _Learned:
         start = self.codes_before
         return storable(start.format, start.scales[..., None] * self.factor)
 
+    def _values(self) -> Tensor:
+        """What is multiplied by the scale: codes less the zero point."""
+        values, zeros = self.position.round(), self.codes_before.zeros
+        return values if zeros is None else values.sub_(zeros.float()[..., None])
+
     def weight(self) -> Tensor:
         """The rounded weight [out, in]; what its codes are is kept for the step that follows."""
-        self._rounded = self.position.round()
-        if self.codes_before.zeros is not None:
-            self._rounded.sub_(self.codes_before.zeros.float()[..., None])
+        self._rounded = self._values()
         found = ungrouped(self._rounded * self.scale, self.codes_before.shape[1])
         return unrotate(found) if self.codes_before.format.rotated else found
 
