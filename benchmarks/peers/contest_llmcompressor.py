@@ -1,5 +1,5 @@
 """llm-compressor: GPTQ with static act-order and damping 0.01, AWQ, or plain rounding; with inputs in 8 bits
-SmoothQuant, alone (`smooth`) or before GPTQ (`smooth_gptq`), kept as its own checkpoint. `--group 0` is one scale a row.
+SmoothQuant, alone (`smooth`) or before GPTQ (`smooth_gptq`), kept as its own checkpoint. `--group 0`: one scale a row.
 
 ENV/bin/python contest_llmcompressor.py MODEL_DIR IDS.pt OUT_DIR --method gptq --bits 3
 """
