@@ -103,8 +103,8 @@ def test_an_option_without_default(installed):
         ("rtn", {"search": None}, ["None", "absmax"]),
         ("awq", {"grid": 0}, ["a whole number from 1 to 200"]),
         ("awq", {"duo": 1}, ["true or false"]),
-        ("smooth", {"alphas": ["half"]}, ["a list of numbers from 0 to 1"]),
-        ("smooth", {"alphas": [0.5, 2]}, ["a list of numbers from 0 to 1"]),
+        ("smooth", {"alphas": []}, ["a list of numbers from 0 to 1"]),
+        ("smooth", {"alphas": [0.5, 2]}, ["[0.5, 2]", "a list of numbers from 0 to 1"]),
         ("smooth", {"alphas": 0.5}, ["a list of numbers"]),
     ],
 )

@@ -15,13 +15,3 @@ def smooth(
         if x > 0 and w > 0:
             s[p] = x**alpha / w ** (1 - alpha)
     return s
-
-
-def limited(inputs: np.ndarray, share: float, channels: list[int], producers: int) -> np.ndarray:
-    """Outlier Suppression+: s_p = max(1, max|X_p| / t), t a share of the largest input of all."""
-    limit = share * max(abs(v) for row in inputs for v in row)
-    s = np.ones(producers)
-    for p in range(producers):
-        loudest = max(abs(v) for j, c in enumerate(channels) if c == p for v in inputs[:, j])
-        s[p] = max(1.0, loudest / limit)
-    return s

@@ -67,25 +67,20 @@ def needs(plan: Plan, groups: Iterable[InputGroup], *, moves: bool, rounds: bool
             site = plan.site(view.info.name)
             if site.weights is None:
                 continue
-            mine: set[str] = set()
             for method in methods_of(site):
                 if (moves and method.move == "move") or (rounds and method.move in ("apart", "round")):
-                    mine |= method.needs
+                    wanted |= method.needs
                 if rounds and isinstance(method, Tune):
-                    mine |= starter_of(method).needs
-            wanted |= mine | (_ranges(site) if rounds or mine else set())
+                    wanted |= starter_of(method).needs
+            if rounds and site.inputs is not None and site.inputs.per == "tensor":
+                wanted.add("absmax")
     return frozenset(wanted)
-
-
-def _ranges(site: Site) -> set[str]:
-    """What a static scale of the inputs is found by."""
-    static = site.inputs is not None and site.inputs.per == "tensor"
-    return {"absmax"} if static else set()
 
 
 def reads_text(plan: Plan) -> bool:
     """Whether the plan needs calibration text at all."""
-    return any(_ranges(site) or any(method.needs for method in methods_of(site)) for site in plan.quantized)
+    static = any(site.inputs is not None and site.inputs.per == "tensor" for site in plan.quantized)
+    return static or any(method.needs for site in plan.quantized for method in methods_of(site))
 
 
 def round_group(

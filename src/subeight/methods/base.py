@@ -218,7 +218,7 @@ def _checked(method: str, item: Field[Any], kind: Any, value: Any) -> Any:
     if kind is float and number:
         value = float(value)
     elif kind == tuple[float, ...] and isinstance(value, list | tuple):
-        good = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        good = value and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
         value = tuple(float(v) for v in value) if good else None
     plain = {bool: isinstance(value, bool), int: number and isinstance(value, int)}
     fits = plain.get(kind, isinstance(value, typing.get_origin(kind) or kind))

@@ -2,8 +2,7 @@
 
 Xiao et al. 2022, https://arxiv.org/abs/2211.10438. Input channel j is divided by s_j = max|x_j|^alpha /
 max|w_j|^(1 - alpha) and column j of the weights multiplied by it. Made for inputs in 8 bits. With `search`,
-several alphas are tried, and limits that only the loudest channels are brought down to (Wei et al. 2023, Outlier
-Suppression+, https://arxiv.org/abs/2304.09145), and what loses least when weights and inputs are rounded is kept.
+several alphas are tried and the one kept that loses least when weights and inputs are rounded.
 """
 
 from __future__ import annotations
@@ -33,14 +32,8 @@ class Smooth(Move):
 
     name: ClassVar[str] = "smooth"
     alpha: float = option(0.5, "share of the difficulty that the weights take over", low=0, high=1)
-    search: bool = option(False, "try `alphas` and `limits` and keep the best for each group of linears, or none")
+    search: bool = option(False, "try `alphas` and keep the best for each group of linears, or none")
     alphas: tuple[float, ...] = option((0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "what `search` tries", low=0, high=1)
-    limits: tuple[float, ...] = option(
-        (0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625),
-        "shares of the largest input that `search` brings louder channels down to, leaving all others",
-        low=1e-6,
-        high=1,
-    )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -58,7 +51,7 @@ class Smooth(Move):
         producers: int,
         inputs: Format | None = None,
     ) -> Float[Tensor, " producers"]:
-        """`s` for `alpha`, or the best of `alphas` and `limits`; ones where the search finds that nothing helps."""
+        """`s` for `alpha`, or for the best of `alphas`; ones where the search finds that nothing helps."""
         if stats.absmax is None:
             raise InputError("smooth was called without absmax; give calibration text.")
         # a producer's channel is as hard as its loudest reader: the largest of all, on both sides
@@ -70,9 +63,8 @@ class Smooth(Move):
             raise InputError("smooth with search was called without a hessian; give calibration text.")
         best = torch.ones(producers, device=channels.device)
         least = mixed_error(weights, formats, inputs, stats, best[channels])
-        tried = [_scale(x, w, alpha) for alpha in self.alphas]
-        tried += [(x / (share * x.max()).clamp_min(SMALLEST)).clamp_min(1.0) for share in self.limits]
-        for s in tried:
+        for alpha in self.alphas:
+            s = _scale(x, w, alpha)
             error = mixed_error(weights, formats, inputs, stats, s[channels])
             if error < least:
                 best, least = s, error
