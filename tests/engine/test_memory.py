@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 
 from subeight.engine import loop
 from subeight.models.model import Model
-from subeight.models.tap import _Gatherer, gather
+from subeight.models.tap import Gatherer, gather
 from tests.engine.test_families import plain_logits, streamed_logits
 from tests.engine.tiny import AWQ, AWQ_GPTQ, GPTQ, calibration, hashes, plan_of, quantize, quantize_all
 from tests.models.families import COMMON, build, save
@@ -83,7 +83,7 @@ def test_no_more_than_two_blocks_live_at_once(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_gatherer_holds_only_what_is_wanted() -> None:
-    made = _Gatherer(8, {"absmax"}, torch.device("cpu"))
+    made = Gatherer(8, {"absmax"}, torch.device("cpu"))
     made.add(torch.ones(3, 8))
     stats = made.stats()
     assert stats.hessian is None

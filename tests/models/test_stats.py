@@ -1,6 +1,7 @@
 import torch
 
 from subeight.models.stats import Stats
+from tests.oracles.models_hessian import counted, hessian
 
 
 def inputs():
@@ -10,13 +11,21 @@ def inputs():
 def test_from_inputs_is_what_the_names_say():
     x = inputs()
     stats = Stats.from_inputs(x)
-    hessian = torch.zeros(8, 8, dtype=torch.float64)
-    for row in x.reshape(-1, 8).double():
-        hessian += 2 / 150 * torch.outer(row, row)
     assert stats.count == 150
-    assert torch.allclose(stats.hessian.double(), hessian, rtol=1e-5)
+    assert stats.weight == sum(counted(x.reshape(-1, 8)))
+    assert torch.allclose(stats.hessian.double(), hessian(x.reshape(-1, 8)), rtol=1e-5, atol=1e-6)
     assert torch.equal(stats.absmax, x.abs().amax((0, 1)))
     assert torch.allclose(stats.absmean, x.abs().mean((0, 1)))
+
+
+def test_a_massive_token_counts_like_any_other():
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(3))
+    loud = torch.cat([x[:39], x[39:] * 2.0**10])
+    one, other = Stats.from_inputs(x), Stats.from_inputs(loud)
+    assert torch.allclose(other.hessian * other.weight, one.hessian * one.weight, atol=1e-5)
+    nothing = Stats.from_inputs(torch.cat([x, torch.zeros(3, 16)]))
+    assert nothing.count == 43
+    assert torch.equal(nothing.hessian, one.hessian)
 
 
 def test_only_what_is_needed_is_gathered():
@@ -27,8 +36,9 @@ def test_only_what_is_needed_is_gathered():
 
 
 def test_rescaled_is_what_a_new_tap_would_gather():
-    x, s = inputs(), torch.linspace(0.3, 3, 8)
-    moved, tapped = Stats.from_inputs(x).rescaled(s), Stats.from_inputs(x / s)
+    x, s = inputs().reshape(-1, 8), torch.linspace(0.3, 3, 8)
+    x = torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.5, -x[:1].abs(), x[:1].abs())
+    moved, tapped = Stats.from_inputs(x).rescaled(s), Stats.from_inputs(x / s)  # tokens of one length stay so
     assert moved.count == tapped.count
     for name in ("hessian", "absmax", "absmean"):
         assert torch.allclose(getattr(moved, name), getattr(tapped, name), rtol=1e-5, atol=1e-7)

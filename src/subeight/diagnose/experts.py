@@ -20,9 +20,9 @@ from subeight.formats import quantize
 from subeight.formats.scales import Scales
 from subeight.methods.base import Round, build
 from subeight.models.model import Model
-from subeight.models.precision import exact_products
 from subeight.models.stats import Stats
 from subeight.models.structure import InputGroup
+from subeight.models.tap import Gatherer
 from subeight.probe.pairs import Pair
 from subeight.probe.probe import aligned_weight
 from subeight.probe.swaps import Swaps
@@ -201,8 +201,8 @@ class _Reads:
 def _reads(trial: Trial, experts: Mapping[str, tuple[str, ...]]) -> _Reads:
     wanted = {name: expert for expert, linears in experts.items() for name in linears}
     tokens = dict.fromkeys(experts, 0)
-    counts: dict[str, int] = defaultdict(int)
-    sums: dict[str, Tensor] = {}
+    gatherers: dict[str, Gatherer] = {}
+    read: dict[str, str] = {}  # what each linear reads, by name
 
     def look(_pair: Pair, group: InputGroup, rows: Tensor, fit: Tensor) -> None:
         mine = [view.info.name for view in group.linears if view.info.name in wanted]
@@ -211,20 +211,14 @@ def _reads(trial: Trial, experts: Mapping[str, tuple[str, ...]]) -> _Reads:
         expert = wanted[mine[0]]
         if mine[0] == experts[expert][0]:
             tokens[expert] += len(rows)
-        wide = rows[fit].float()
-        with exact_products(rows.dtype):
-            product = wide.T @ wide
-        for name in mine:
-            counts[name] += len(wide)
-            sums[name] = sums[name] + product if name in sums else product
+        if group.name not in gatherers:
+            gatherers[group.name] = Gatherer(group.width, {"hessian"}, rows.device)
+        gatherers[group.name].add(rows[fit])
+        read.update(dict.fromkeys(mine, group.name))
 
     trial.walk(look)
-    stats = {
-        name: Stats(count=counts[name], hessian=2 / counts[name] * total)
-        for name, total in sums.items()
-        if counts[name]
-    }
-    return _Reads(tokens, stats)
+    stats = {name: gatherer.stats() for name, gatherer in gatherers.items() if gatherer.count}
+    return _Reads(tokens, {linear: stats[name] for linear, name in read.items() if name in stats})
 
 
 def _anew(trial: Trial, name: str, reads: _Reads) -> Tensor | None:

@@ -227,4 +227,5 @@ def _shared_tap(block: Block, lanes: Sequence[Lane], shell: Shell, stream: Strea
 
 def _only(stats: Stats, wanted: frozenset[str]) -> Stats:
     """What one lane asked for, as if it were alone."""
-    return Stats(stats.count, **{name: getattr(stats, name) if name in wanted else None for name in GATHERED})
+    kept = {name: getattr(stats, name) if name in wanted else None for name in GATHERED}
+    return Stats(stats.count, weight=stats.weight, **kept)

@@ -63,17 +63,17 @@ def move_block(
 
 def joined(one: Stats, other: Stats) -> Stats:
     """The statistics of the tokens of both: what a norm wrote, where each expert has read a part of it."""
-    count = one.count + other.count
-    share = one.count / max(count, 1)
+    count, weight = one.count + other.count, one.weight + other.weight
+    of_tokens, of_weight = one.count / max(count, 1), one.weight / (weight or 1)
 
-    def mean(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    def mean(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:
         return None if a is None or b is None else (a * share).add_(b, alpha=1 - share)
 
     absmax = None
     if one.absmax is not None and other.absmax is not None:
         absmax = torch.maximum(one.absmax, other.absmax)
-    drift = mean(one.drift, other.drift)
-    return Stats(count, mean(one.hessian, other.hessian), absmax, mean(one.absmean, other.absmean), drift)
+    hessian, drift = mean(one.hessian, other.hessian, of_weight), mean(one.drift, other.drift, of_weight)
+    return Stats(count, hessian, absmax, mean(one.absmean, other.absmean, of_tokens), drift, weight)
 
 
 def _diagonal(block: Block, fold: Fold, moves: Sequence[Move], plan: Plan, stats: Stats) -> Tensor:

@@ -9,16 +9,17 @@ from torch import Tensor
 from subeight.models.block import Block
 from subeight.models.calls import Call
 from subeight.models.precision import exact_products
-from subeight.models.stats import Stats
+from subeight.models.stats import Stats, token_counts
 from subeight.models.structure import InputGroup
 from subeight.models.watch import StopForward, Watcher
 
 
-class _Gatherer:
+class Gatherer:
     """Sums over the inputs of one group, in float32, in the order in which they come."""
 
     def __init__(self, width: int, needs: Collection[str], device: torch.device) -> None:
         self.count = 0
+        self.weight = 0.0
         self.hessian = torch.zeros(width, width, device=device) if "hessian" in needs else None
         self.absmax = torch.zeros(width, device=device) if "absmax" in needs else None
         self.abssum = torch.zeros(width, device=device) if "absmean" in needs else None
@@ -31,25 +32,28 @@ class _Gatherer:
         if not x.shape[0]:
             return
         wide = x.float()
+        counts = token_counts(x)
+        self.weight += float(counts.sum(dtype=torch.float64))
         if self.hessian is not None:
             with exact_products(x.dtype):
-                self.hessian.addmm_(wide.T, wide)
+                self.hessian.addmm_(wide.T, counts * wide)
         if self.absmax is not None:
             torch.maximum(self.absmax, x.abs().amax(0).float(), out=self.absmax)
         if self.abssum is not None:
             self.abssum += wide.abs().sum(0)
         if self.drift is not None and exact is not None:
             with exact_products(torch.float32):
-                self.drift.addmm_((exact.reshape(x.shape).float() - wide).T, wide)
+                self.drift.addmm_((exact.reshape(x.shape).float() - wide).T, counts * wide)
 
     def stats(self) -> Stats:
-        count = max(self.count, 1)
+        weight = self.weight or 1
         return Stats(
             count=self.count,
-            hessian=None if self.hessian is None else self.hessian.mul_(2 / count),
+            hessian=None if self.hessian is None else self.hessian.mul_(2 / weight),
             absmax=self.absmax,
-            absmean=None if self.abssum is None else self.abssum / count,
-            drift=None if self.drift is None else self.drift.mul_(2 / count),
+            absmean=None if self.abssum is None else self.abssum / max(self.count, 1),
+            drift=None if self.drift is None else self.drift.mul_(2 / weight),
+            weight=self.weight,
         )
 
 
@@ -71,7 +75,7 @@ def gather(
     """
     beside = exact is not None and "drift" in needs
     wanted = {group.name: set(needs) - (set() if beside and not group.is_expert else {"drift"}) for group in groups}
-    gatherers = {group.name: _Gatherer(group.width, wanted[group.name], block.device) for group in groups}
+    gatherers = {group.name: Gatherer(group.width, wanted[group.name], block.device) for group in groups}
     shared = [group for group in groups if not group.is_expert]
     others = exact[1] if exact is not None and beside else repeat(None)
     for (hidden, call), other in zip(batches, others, strict=beside):
