@@ -26,9 +26,9 @@ def expert_inputs(router: Tensor, top: int, hidden: Tensor, gate_up: Tensor, exp
 
 
 def counted(inputs: Tensor) -> list[float]:
-    """What each input of [n, in] counts: one over its mean square, as a power of two."""
-    squares = [float(row.double().square().mean()) for row in inputs]
-    return [2.0 ** -round(math.log2(square)) if square else 0.0 for square in squares]
+    """What each input of [n, in] counts: one over its root mean square, as a power of two."""
+    sizes = [math.sqrt(float(row.double().square().mean())) for row in inputs]
+    return [2.0 ** -round(math.log2(size)) if size else 0.0 for size in sizes]
 
 
 def hessian(inputs: Tensor, drift: Tensor | None = None) -> Tensor:

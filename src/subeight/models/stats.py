@@ -1,8 +1,8 @@
 """What a tap gathers about one tensor on its way into the linears that read it.
 
 Methods read these numbers instead of the inputs themselves, so that a calibration of any length costs the
-same memory: one square matrix and two rows per InputGroup. In the second moments every token counts alike, whatever
-its length: a few massive tokens, which the norm behind them brings down to the size of all others, would decide alone.
+same memory: one square matrix and two rows per InputGroup. In the second moments a token counts with its length, not
+its square: a few massive tokens, which the norm behind them brings down to the size of all others, would decide alone.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Stats:
 
 
 def token_counts(x: Float[Tensor, "tokens in"]) -> Float[Tensor, "tokens 1"]:
-    """What each token counts: one over its mean square, as the nearest power of two; nothing where it is zero.
+    """What each token counts: one over its root mean square, as the nearest power of two; nothing where it is zero.
 
     A power of two, so that products of bf16 values stay exact.
     """
     square = x.float().square().mean(1, keepdim=True)
-    mantissa, exponent = torch.frexp(square)
+    mantissa, exponent = torch.frexp(square.sqrt())
     nearest = exponent - (mantissa < 0.5**0.5).to(exponent.dtype)
     return torch.where(square > 0, torch.ldexp(torch.ones_like(square), -nearest.clamp(-100, 100)), 0.0)
