@@ -61,4 +61,5 @@ class Linear:
         self.moments[at] = FIRST * self.moments[at] + (1 - FIRST) * slope
         self.moments[at + 1] = SECOND * self.moments[at + 1] + (1 - SECOND) * slope**2
         mean = self.moments[at] / (1 - FIRST**self.count)
-        return mean / (np.sqrt(self.moments[at + 1] / (1 - SECOND**self.count)) + 1e-20)
+        quiet = 0.3 * np.sqrt(np.mean(slope**2))
+        return mean / (np.sqrt(self.moments[at + 1] / (1 - SECOND**self.count)) + quiet)

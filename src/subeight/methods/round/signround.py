@@ -7,8 +7,9 @@ baseline's or by Adam (Kingma and Ba 2014, https://arxiv.org/abs/1412.6980), thr
 
 Unlike the authors' code it starts from GPTQ's codes, with the positions as near to the weights as these codes allow
 (measured on smollm2 at 2 bits: a third less error than from plain rounding, after as many steps), every token counts
-alike, however large its state (8 % less KL there), and the best pass is chosen by batches that no step was taken on.
-What comes out is never worse on them than the start.
+alike, however large its state (8 % less KL there), values whose gradient is small beside the others' hardly move (half
+the error: Adam alone moves them as far as all others, by noise), and the best pass is chosen by batches that no step
+was taken on. What comes out is never worse on them than the start.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from subeight.methods.tune import BlockTask, Tune
 NOT_FINITE = "a weight holds NaN or Inf: give finite weights"
 BETAS = (0.9, 0.99)
 TINY = 1e-20
+QUIET = 0.3  # of a tensor's root mean square gradient, below which a value's own hardly moves it
 INSIDE = 0.49  # how near to the border of a code's interval a position starts at most
 HELD = 16  # one batch of so many judges and is not trained on
 
@@ -43,7 +45,7 @@ class SignRound(Tune):
     start: str = option("gptq", "what rounds each linear before", choices=("gptq", "rtn"))
     steps: int = option(100, "how many steps are taken, one batch each", low=1, high=100_000)
     descent: str = option("adam", "how a step follows the gradient", choices=("adam", "sign"))
-    rate: float = option(0.0, "size of the first step in units of a code; 0 means 1 / steps", low=0.0, high=0.5)
+    rate: float = option(0.0, "size of the first step in units of a code; 0 means 0.5 / steps", low=0.0, high=0.5)
     clip: bool = option(True, "learn the scale of each group too, at a third of the rate")
 
     @override
@@ -63,7 +65,7 @@ class SignRound(Tune):
             if not left:
                 left = [train[at] for at in torch.randperm(len(train), generator=generator).tolist()]
             _, slopes = task.gradients({name: linear.weight() for name, linear in linears.items()}, left.pop())
-            size = (self.rate or 1 / self.steps) * (1 - step / self.steps)
+            size = (self.rate or 0.5 / self.steps) * (1 - step / self.steps)
             for name, linear in linears.items():
                 linear.move(slopes[name], size)
             if not left or step + 1 == self.steps:
@@ -158,4 +160,5 @@ class _Learned:
             return
         for group, slope, size in zip(self._adam.param_groups, slopes, sizes, strict=False):
             group["params"][0].grad, group["lr"] = slope, size
+            group["eps"] = QUIET * float(slope.square().mean().sqrt()) + TINY
         self._adam.step()
