@@ -113,6 +113,7 @@ CASES: dict[str, tuple[Plant, Callable[[], None]]] = {
     ),
     "signround, wrong group": (off_by_one(signround), SIGNED),
     "signround, uphill": (uphill, SIGNED),
+    "signround, quiet values move too": (lambda patch: patch.setattr(signround, "QUIET", 0.0), SIGNED),
     "awq, wrong channels": (
         given_wrong(awq.Awq, "diagonal", rolled),
         lambda: test_awq.test_scales_of_the_oracle(False, True),
