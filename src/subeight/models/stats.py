@@ -24,7 +24,7 @@ class Stats:
     """Statistics of one InputGroup's input over `count` tokens; what no method needs is None."""
 
     count: int
-    hessian: Float[Tensor, "in in"] | None = None  # 2 / sum(c) * X^T diag(c) X with `counts` c, float32
+    hessian: Float[Tensor, "in in"] | None = None  # 2 / sum(c) * X^T diag(c) X, c: token_counts, float32
     absmax: Float[Tensor, " in"] | None = None
     absmean: Float[Tensor, " in"] | None = None
     # 2 / sum(c) * (X' - X)^T diag(c) X, where the baseline reads X' in place of X; None where it reads the same
