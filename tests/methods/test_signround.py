@@ -32,7 +32,7 @@ def task_of(problem: problems.Problem, text: str, batches: int = 4, start: str =
 @pytest.mark.parametrize("descent", ["adam", "sign"])
 @pytest.mark.parametrize("text", ["int4:g12:asym:fp32", "int2:g12:asym:fp32", "int3:g24:sym:fp32"])
 def test_steps_of_the_oracle(text, descent):
-    problem, format, method = problems.make(), Format.parse(text), SignRound(descent=descent, steps=10)
+    problem, format, method = problems.make(), Format.parse(text), SignRound(descent=descent, steps=10, rate=0.0937)
     task = task_of(problem, text)
     start = task.start["linear"]
     learned = _Learned.of(problem.weight, start, method)
@@ -41,11 +41,11 @@ def test_steps_of_the_oracle(text, descent):
     oracle = Linear(*numbers, zeros, format.group, format.code_bits)
     assert np.allclose(learned.weight().numpy(), oracle.weight(), atol=1e-6)
     for step in range(6):
-        batch, size = step % 4, 0.0937 * (1 - step / 10)
+        batch, share = step % 4, 1 - step / 10
         _, slopes = task.gradients({"linear": learned.weight()}, batch)
-        learned.move(slopes["linear"], size)
+        learned.move(slopes["linear"], share)
         x = problem.inputs.double().numpy()[batch * 75 : (batch + 1) * 75]
-        oracle.step(x, x @ problem.weight.double().numpy().T, size, descent)
+        oracle.step(x, x @ problem.weight.double().numpy().T, 0.0937 * share, descent)
         # a sign may differ where the gradient is about 0, and a code at a tie
         position = learned.position.flatten(1).numpy()
         assert np.isclose(position, oracle.position, atol=1e-4).mean() > 0.98
@@ -56,10 +56,10 @@ def test_steps_of_the_oracle(text, descent):
 @pytest.mark.parametrize("text", ["int4:g16", "int3:g32:asym", "int2:g16:asym", "int8:channel", "int4:g32:asym:fp16"])
 def test_what_is_trained_is_what_is_stored(text):
     weight = problems.make().weight
-    learned = _Learned.of(weight, quantize(weight, Format.parse(text)), SignRound())
+    learned = _Learned.of(weight, quantize(weight, Format.parse(text)), SignRound(rate=0.5))
     draw = generator()
     for _ in range(4):
-        learned.move(torch.randn(weight.shape, generator=draw), 0.5)
+        learned.move(torch.randn(weight.shape, generator=draw), 1.0)
     assert torch.equal(learned.weight(), learned.codes().dequantize())
 
 
@@ -131,3 +131,14 @@ def test_the_batches_that_judge_are_not_trained_on():
 def test_grids_without_integers_are_refused():
     with pytest.raises(RecipeError, match=r"rounds to integers, and nf4:g24.* has none; choose gptq or rtn"):
         SignRound().tune(task_of(problems.make(), "nf4:g24"), generator(), {})
+
+
+@pytest.mark.parametrize("text, first", [("int2:g12:sym", 0.05), ("int3:g12:asym", 0.025), ("int4:g12:sym", 0.0125)])
+def test_finer_codes_take_shorter_steps(text, first):
+    weight = problems.make().weight
+    learned = _Learned.of(weight, quantize(weight, Format.parse(text)), SignRound(steps=10, descent="sign"))
+    before = learned.position.clone()
+    learned.move(torch.ones_like(weight), 1.0)
+    moved = (before - learned.position).abs()
+    inside = before.abs() < 1  # none of these can be at the end of the codes
+    assert torch.allclose(moved[inside], torch.tensor(first), atol=1e-6)

@@ -31,16 +31,20 @@ class Gatherer:
         self.count += x.shape[0]
         if not x.shape[0]:
             return
-        wide = x.float()
-        counts = token_counts(x)
+        if self.absmax is not None:
+            torch.maximum(self.absmax, x.abs().amax(0).float(), out=self.absmax)
+        if self.abssum is not None:
+            self.abssum += x.float().abs().sum(0)
+        if self.hessian is not None or self.drift is not None:
+            self._add_products(x, exact)
+
+    def _add_products(self, x: Tensor, exact: Tensor | None) -> None:
+        """What sums squares of tokens, each counted with its length."""
+        wide, counts = x.float(), token_counts(x)
         self.weight += float(counts.sum(dtype=torch.float64))
         if self.hessian is not None:
             with exact_products(x.dtype):
                 self.hessian.addmm_(wide.T, counts * wide)
-        if self.absmax is not None:
-            torch.maximum(self.absmax, x.abs().amax(0).float(), out=self.absmax)
-        if self.abssum is not None:
-            self.abssum += wide.abs().sum(0)
         if self.drift is not None and exact is not None:
             with exact_products(torch.float32):
                 self.drift.addmm_((exact.reshape(x.shape).float() - wide).T, counts * wide)

@@ -33,6 +33,7 @@ NOT_FINITE = "a weight holds NaN or Inf: give finite weights"
 BETAS = (0.9, 0.99)
 TINY = 1e-20
 QUIET = 0.3  # of a tensor's root mean square gradient, below which a value's own hardly moves it
+WAY = 2.0  # what the first step would cover if all were as long, as a share of all codes: finer codes, shorter steps
 INSIDE = 0.49  # how near to the border of a code's interval a position starts at most
 HELD = 16  # one batch of so many judges and is not trained on
 
@@ -45,7 +46,12 @@ class SignRound(Tune):
     start: str = option("gptq", "what rounds each linear before", choices=("gptq", "rtn"))
     steps: int = option(100, "how many steps are taken, one batch each", low=1, high=100_000)
     descent: str = option("adam", "how a step follows the gradient", choices=("adam", "sign"))
-    rate: float = option(0.0, "size of the first step in units of a code; 0 means 0.5 / steps", low=0.0, high=0.5)
+    rate: float = option(
+        0.0,
+        "size of the first step in units of a code; 0 means 2 / steps / how many codes there are",
+        low=0.0,
+        high=0.5,
+    )
     clip: bool = option(True, "learn the scale of each group too, at a third of the rate")
 
     @override
@@ -65,9 +71,8 @@ class SignRound(Tune):
             if not left:
                 left = [train[at] for at in torch.randperm(len(train), generator=generator).tolist()]
             _, slopes = task.gradients({name: linear.weight() for name, linear in linears.items()}, left.pop())
-            size = (self.rate or 0.5 / self.steps) * (1 - step / self.steps)
             for name, linear in linears.items():
-                linear.move(slopes[name], size)
+                linear.move(slopes[name], 1 - step / self.steps)
             if not left or step + 1 == self.steps:
                 codes = {name: linear.codes() for name, linear in linears.items()}
                 loss = _mean_loss(task, codes, held)
@@ -92,6 +97,8 @@ class _Learned:
         self.codes_before = codes_before
         self.position = position
         self.factor = torch.ones_like(codes_before.scales)[..., None]  # [out, groups, 1]
+        first, last = codes_before.format.levels
+        self._rate = method.rate or WAY / method.steps / (last - first + 1)
         self._clip = method.clip
         self._rounded = self._values()
         learned = [self.position, self.factor] if method.clip else [self.position]
@@ -139,8 +146,8 @@ class _Learned:
         codes = ungrouped(self.position.round(), self.codes_before.shape[1])
         return replace(self.codes_before, codes=codes.to(torch.int8).contiguous(), scales=self.scale[..., 0])
 
-    def move(self, slope: Tensor, size: float) -> None:
-        """One step against the gradient [out, in] to the weight that was last asked for."""
+    def move(self, slope: Tensor, share: float) -> None:
+        """A step, `share` of the first one, against the gradient [out, in] to the weight that was last asked for."""
         format = self.codes_before.format
         per_value = grouped(rotate(slope) if format.rotated else slope.float(), format)
         slopes = [per_value * self.scale]
@@ -149,6 +156,7 @@ class _Learned:
             if format.per == "tensor":
                 own = own.sum().view(1, 1, 1)
             slopes.append(own * self.codes_before.scales[..., None])
+        size = share * self._rate
         self._step(slopes, [size, size / 3])
         first, last = format.levels
         self.position.clamp_(first - INSIDE, last + INSIDE)
