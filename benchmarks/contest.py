@@ -104,7 +104,6 @@ def cells() -> list[Cell]:
         found += [Cell(width, "autoround", "autoround", sequences=64, options=(*wide, "--steps", "200"))]
         kinds = ("fast", "best") if bits > 2 else ("best",)
         found += [Cell(width, "ours", f"{kind}-int{bits}", seed) for seed in range(3) for kind in kinds]
-        found += [Cell(width, "ours", f"gptq-int{bits}")]
     return found + _of_inputs()
 
 

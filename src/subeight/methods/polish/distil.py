@@ -32,7 +32,7 @@ class Distil(Polish):
     name: ClassVar[str] = "distil"
     epochs: int = option(4, "how often the calibration text is gone through", low=1, high=1000)
     rate: float = option(0.003, "size of the first steps, relative to the parameters", low=0.0, high=0.1)
-    batch: int = option(8, "sequences of one step", low=1, high=4096)
+    batch: int = option(4, "sequences of one step", low=1, high=4096)
     held: float = option(0.0625, "share of the sequences by which the best step is chosen", low=0.0, high=0.5)
 
     @override
