@@ -3,9 +3,10 @@
     python -m benchmarks.contest --envs DIR --work DIR [--only 'W2*'] [--list]
 
 Each cell (who, width, seed of the calibration text) is run once, in a process of its own, and kept under
-`results/contest/`, named with a hash of all that it depends on; a second call runs only what is missing and then writes
-the table `results/contest.json`. KL is measured by our own evaluate, in float32, window by window, and paired.
-Seconds are compared within one machine only, which every cell names.
+`results/contest/`, named with a hash of all that it depends on; a second call runs only what is missing.
+`python -m benchmarks.contest_table` makes one table of them. KL is measured by our own evaluate, in float32, window by
+window. Seconds are compared within one machine and number of threads only, which every cell names: with `--threads 1`
+two calls can share two cores where only KL is wanted.
 """
 
 import argparse
@@ -21,14 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from benchmarks.common import HERE, RESULTS, WIKITEXT_TEST, WIKITEXT_TRAIN, run_json, write_result
+from benchmarks.common import HERE, RESULTS, WIKITEXT_TEST, WIKITEXT_TRAIN, run_json
 
 import subeight
 from subeight.evals.passes import Computing
 from subeight.evals.scoring import Question, ask, score
-from subeight.evals.stats import paired_ratio
 from subeight.models.model import Model
 from subeight.models.smollm2 import unpacked
 from subeight.recipes import load_recipe, resolve
@@ -117,7 +116,7 @@ def _of_inputs() -> list[Cell]:
 
 
 def main() -> None:
-    """Runs what is missing, then writes the table."""
+    """Runs what is missing."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--envs", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "contest")
@@ -126,16 +125,16 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(given.threads)
     listed = [cell for cell in cells() if fnmatch.fnmatch(cell.label, given.only)]
     if given.list:
-        print("\n".join(f"{cell.label} {'kept' if _kept(cell) else 'missing'}" for cell in listed))
+        print("\n".join(f"{cell.label} {'kept' if kept(cell) else 'missing'}" for cell in listed))
         return
     question: Question | None = None
     for cell in listed:
-        if _kept(cell) is None:
+        if kept(cell) is None:
             question = question or _question(given.work)
             _run(cell, given, question)
-    _write_table()
 
 
 def _depends(cell: Cell) -> dict[str, Any]:
@@ -156,7 +155,7 @@ def _hashed(files: Iterable[Path]) -> str:
     return found.hexdigest()[:16]
 
 
-def _kept(cell: Cell) -> dict[str, Any] | None:
+def kept(cell: Cell) -> dict[str, Any] | None:
     path = cell.path(_depends(cell))
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -176,7 +175,8 @@ def _question(work: Path) -> Question:
 
 
 def _run(cell: Cell, given: argparse.Namespace, question: Question) -> None:
-    ids, out = given.work / f"ids-{cell.seed}-{cell.sequences}.pt", given.work / cell.label.replace("/", "-")
+    out = given.work / cell.label.replace("/", "-")
+    ids = out.with_suffix(".ids.pt")
     torch.save(calibration(cell.seed, cell.sequences), ids)
     subprocess.run(["rm", "-rf", str(out)], check=True)
     print(cell.label, file=sys.stderr, flush=True)
@@ -224,32 +224,6 @@ def _machine() -> str:
     about = Path("/proc/cpuinfo")
     models = [line for line in about.read_text().splitlines() if "model name" in line] if about.is_file() else []
     return models[0].split(":")[1].strip() if models else platform.processor()
-
-
-def _write_table() -> None:
-    rows = {cell.label: found for cell in cells() if (found := _kept(cell)) is not None}
-    numbers: dict[str, Any] = {"rows": rows, "ratios": {}}
-    for width in ("W4", "W3", "W2"):
-        peers = {label: row for label, row in rows.items() if label.startswith(width) and "/ours/" not in label}
-        if not peers:
-            continue
-        best = min(peers, key=lambda label: peers[label]["kl"])
-        for kind in ("best", "fast"):
-            ours = [row for label, row in rows.items() if label.startswith(f"{width}/ours/{kind}")]
-            if ours:
-                mean = np.mean([row["kl_by_window"] for row in ours], 0)
-                ratio = paired_ratio(mean, np.asarray(peers[best]["kl_by_window"]), np.arange(len(mean)))
-                numbers["ratios"][f"{width} {kind}"] = {
-                    "seeds": len(ours),
-                    "kl": float(np.mean([row["kl"] for row in ours])),
-                    "best_peer": best,
-                    "ratio": ratio.value,
-                    "ratio_ci": ratio.ci,
-                    "seconds": [row["seconds"] for row in ours],
-                    "peer_seconds": peers[best]["seconds"],
-                }
-    context = f"wikitext-2 train, {SEQUENCES} x {LENGTH} at random places (AutoRound 64)"
-    write_result("contest", numbers, model="smollm2", calibration=context, evaluation=EVALUATION)
 
 
 if __name__ == "__main__":

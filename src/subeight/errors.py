@@ -7,7 +7,8 @@ SubeightError                1  the answer is no, or something failed
 │   ├── ModelError              a model that is missing, damaged or of an unknown shape
 │   ├── TextError               calibration or evaluation text that cannot be used
 │   ├── RecordError             a record that cannot be read or compared
-│   └── OutputError             an output directory that holds something else, or no disk space
+│   ├── OutputError             an output directory that holds something else, or no disk space
+│   └── KernelError             a format, shape or device that a kernel does not serve
 ├── ParityError              1  what was written does not compute what was measured
 └── UndecidedError           3  the data do not suffice to decide
 """
@@ -44,6 +45,10 @@ class RecordError(InputError):
 
 
 class OutputError(InputError):
+    pass
+
+
+class KernelError(InputError):
     pass
 
 

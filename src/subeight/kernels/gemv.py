@@ -1,0 +1,173 @@
+"""Few rows times a packed matrix on a CPU, by our own C++: 2, 3, 4 and 8 bits, integers or any codebook.
+
+How a matrix is laid out is told in `native/gemv.cpp`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from jaxtyping import BFloat16, Float, UInt8
+from torch import Tensor
+
+from subeight.errors import KernelError
+from subeight.formats import Format, QTensor
+from subeight.formats.scales import Scales
+from subeight.kernels.native import Native
+
+OUTPUTS = 16  # of a block
+UNIT = 4  # columns of a unit
+STEP = 64  # columns of x that share a scale at most
+TYPES = {torch.bfloat16: 1, torch.float32: 0}
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A weight [out, in] as the C++ reads it."""
+
+    shape: tuple[int, int]
+    bits: int
+    group: int
+    codes: UInt8[Tensor, "blocks runs bytes"]
+    scales: BFloat16[Tensor, "blocks groups 16"]
+    zeros: UInt8[Tensor, "blocks groups 16"] | None
+    table: BFloat16[Tensor, " codes"] | None  # of a codebook; None for integers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads of it."""
+        parts = (self.codes, self.scales, *(part for part in (self.zeros, self.table) if part is not None))
+        return sum(part.nbytes for part in parts)
+
+
+def columns_of_run(bits: int) -> int:
+    """Columns that are packed together."""
+    return UNIT * (4 if bits == 3 else 8 // bits)
+
+
+def can_pack(format: Format, shape: tuple[int, int]) -> bool:
+    """Whether the layout can hold a weight of this format: whole groups of whole runs, scales that bf16 can say."""
+    if format.code_bits not in (2, 3, 4, 8) or format.grid.startswith("fp8") or format.grid == "nvfp4":
+        return False
+    if format.scale_dtype not in (torch.bfloat16, torch.float8_e8m0fnu):
+        return False
+    group = format.group or shape[1]
+    return shape[1] % group == 0 and group % columns_of_run(format.code_bits) == 0
+
+
+def pack_matrix(weight: QTensor) -> PackedMatrix:
+    """Lays out codes and scales; what is set apart is left out, and of a rotated format it is the turned matrix.
+
+    Raises:
+        KernelError: `can_pack` says no.
+    """
+    format, (out, width) = weight.format, weight.shape
+    if not can_pack(format, weight.shape):
+        raise KernelError(f"{format} of a {out} x {width} weight has no packed layout here: it runs dequantized.")
+    bits, group = format.code_bits, format.group or width
+    scales = Scales(weight.scales, weight.zeros, weight.global_scale).effective.float()
+    whole = -(-out // OUTPUTS) * OUTPUTS
+    zeros = None if weight.zeros is None else _unsigned(weight.zeros, format)
+    table = None if format.grid.startswith("int") else _table(format)
+    return PackedMatrix(
+        shape=(out, width),
+        bits=bits,
+        group=group,
+        codes=_runs(_padded(_unsigned(weight.codes, format), whole), bits),
+        scales=_by_block(_padded(scales.expand(out, -1), whole)).to(torch.bfloat16),
+        zeros=None if zeros is None else _by_block(_padded(zeros.expand(out, -1), whole)),
+        table=table,
+    )
+
+
+def multiply_rounded(x: Float[Tensor, "rows in"], weight: PackedMatrix, kernels: Native) -> Float[Tensor, "rows out"]:
+    """x times the weight, x rounded to int8 per 64 columns; sums of a group are exact integers. No codebooks."""
+    if weight.table is not None:
+        raise KernelError("a codebook has no integer products: look it up.")
+    x, y = _operands(x, weight)
+    status = kernels.library.subeight_vnni(
+        *_matrix(weight),
+        1 << (weight.bits - 1),
+        weight.bits,
+        *weight.shape,
+        weight.group,
+        gcd(weight.group, STEP),
+        *_ends(x, y),
+    )
+    return _checked(y, status, weight)
+
+
+def multiply_looked_up(x: Float[Tensor, "rows in"], weight: PackedMatrix, kernels: Native) -> Float[Tensor, "rows out"]:
+    """x, rounded to bf16, times the weight's values, bf16 too; sums are float32."""
+    x, y = _operands(x, weight)
+    table = _integers(weight) if weight.table is None else weight.table
+    status = kernels.library.subeight_lookup(
+        *_matrix(weight), table.data_ptr(), weight.bits, *weight.shape, weight.group, *_ends(x, y)
+    )
+    return _checked(y, status, weight)
+
+
+def _operands(x: Tensor, weight: PackedMatrix) -> tuple[Tensor, Tensor]:
+    if x.dtype not in TYPES or x.device.type != "cpu" or x.shape[1] != weight.shape[1]:
+        raise KernelError(
+            f"x is {x.dtype} {list(x.shape)} on {x.device}: give bf16 or float32 [rows, {weight.shape[1]}] on a CPU."
+        )
+    return x.contiguous(), x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _matrix(weight: PackedMatrix) -> tuple[int, int, int | None]:
+    return weight.codes.data_ptr(), weight.scales.data_ptr(), None if weight.zeros is None else weight.zeros.data_ptr()
+
+
+def _ends(x: Tensor, y: Tensor) -> tuple[int, int, int, int, int]:
+    return x.data_ptr(), y.data_ptr(), x.shape[0], TYPES[x.dtype], torch.get_num_threads()
+
+
+def _checked(y: Tensor, status: int, weight: PackedMatrix) -> Tensor:
+    if status:
+        raise KernelError(f"this build has no product with codes of {weight.bits} bits: it runs dequantized.")
+    return y
+
+
+def _integers(weight: PackedMatrix) -> Tensor:
+    """What each code of an integer grid stands for: itself where zero points are stored, else less the middle."""
+    middle = 0 if weight.zeros is not None else 1 << (weight.bits - 1)
+    return torch.arange(1 << weight.bits).sub(middle).to(torch.bfloat16)
+
+
+def _table(format: Format) -> Tensor:
+    return format.values.values(torch.arange(1 << format.code_bits, dtype=torch.uint8)).to(torch.bfloat16)
+
+
+def _unsigned(codes: Tensor, format: Format) -> Tensor:
+    middle = -format.levels[0] if format.grid.startswith("int") else 0
+    return (codes.to(torch.int16) + middle).to(torch.uint8)
+
+
+def _padded(rows: Tensor, whole: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(whole - rows.shape[0], rows.shape[1])]) if whole > rows.shape[0] else rows
+
+
+def _by_block(rows: Tensor) -> Tensor:
+    """[out, groups] as [blocks, groups, 16]."""
+    return rows.reshape(-1, OUTPUTS, rows.shape[1]).transpose(1, 2).contiguous()
+
+
+def _runs(codes: Tensor, bits: int) -> Tensor:
+    """Codes [out, in] as bytes [blocks, runs, 64 or 96]."""
+    units = columns_of_run(bits) // UNIT
+    shaped = codes.reshape(-1, OUTPUTS, codes.shape[1] // (units * UNIT), units, UNIT)
+    by_unit = shaped.permute(0, 2, 3, 1, 4).reshape(len(shaped), -1, units, OUTPUTS * UNIT)  # [blocks, runs, units, 64]
+    if bits == 8:
+        return by_unit[:, :, 0].contiguous()
+    low = 2 if bits == 3 else bits
+    found = torch.zeros_like(by_unit[:, :, 0])
+    for unit in range(units):
+        found |= (by_unit[:, :, unit] & ((1 << low) - 1)) << (low * unit)
+    if bits != 3:
+        return found.contiguous()
+    third = (by_unit >> 2).reshape(*by_unit.shape[:3], 8, 8)
+    masks = (third << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)  # [blocks, runs, units, 8]
+    return torch.cat([found, masks.flatten(2)], -1).contiguous()

@@ -1,0 +1,109 @@
+from math import gcd
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from subeight.errors import KernelError
+from subeight.formats import Format, QTensor, quantize
+from subeight.kernels import gemv
+from subeight.kernels.native import Native, native
+from tests.oracles import kernels_gemv as oracle
+
+INTEGERS = ["int2:g64", "int3:g64", "int4:g64", "int3:g32:asym", "int4:g32:asym", "int2:g128:asym", "int4:channel"]
+CODEBOOKS = ["nf4:g64", "mxfp4"]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Native:
+    found = native()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+def drawn(text: str, out: int, width: int, rows: int, seed: int) -> tuple[QTensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    weight = quantize(torch.randn(out, width, generator=draw), Format.parse(text))
+    return weight, torch.randn(rows, width, generator=draw)
+
+
+def in_float64(weight: QTensor) -> np.ndarray:
+    values = weight.format.values.values(weight.codes).double().numpy()
+    zeros = None if weight.zeros is None else weight.zeros.double().numpy()
+    return oracle.dequantized(values, weight.scales.double().numpy(), zeros, weight.format.group or weight.shape[1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    text=st.sampled_from([*INTEGERS, "int8:channel", "int8:g32"]),
+    out=st.integers(1, 40),
+    groups=st.integers(1, 3),
+    rows=st.integers(1, 7),
+    seed=st.integers(0, 1000),
+)
+def test_integers_with_x_rounded(kernels, text, out, groups, rows, seed):
+    if text.startswith("int8") and not kernels.has_bytes:
+        pytest.skip("no products of bytes in this build")
+    weight, x = drawn(text, out, groups * 128, rows, seed)
+    packed = gemv.pack_matrix(weight)
+    found = gemv.multiply_rounded(x, packed, kernels).double().numpy()
+    step = gcd(packed.group, gemv.STEP)
+    wanted = oracle.rounded(x.numpy(), step) @ in_float64(weight).T
+    assert np.allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    text=st.sampled_from([*INTEGERS, *CODEBOOKS]),
+    out=st.integers(1, 40),
+    groups=st.integers(1, 3),
+    rows=st.integers(1, 7),
+    seed=st.integers(0, 1000),
+)
+def test_looked_up(kernels, text, out, groups, rows, seed):
+    if not kernels.has_lookup:
+        pytest.skip("no bf16 products in this build")
+    weight, x = drawn(text, out, groups * 128, rows, seed)
+    found = gemv.multiply_looked_up(x, gemv.pack_matrix(weight), kernels).double().numpy()
+    wanted = x.bfloat16().double().numpy() @ in_float64(weight).T
+    tolerance = 4e-3 if text.startswith("nf4") else 1e-5  # nf4's values are rounded to bf16
+    assert np.linalg.norm(found - wanted) <= tolerance * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("form", ["rounded", "looked_up"])
+def test_bf16_in_and_out(kernels, form):
+    multiply = getattr(gemv, f"multiply_{form}")
+    if form == "looked_up" and not kernels.has_lookup:
+        pytest.skip("no bf16 products in this build")
+    weight, x = drawn("int3:g64", 24, 256, 3, 0)
+    packed = gemv.pack_matrix(weight)
+    found = multiply(x.bfloat16(), packed, kernels)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, multiply(x.bfloat16().float(), packed, kernels).bfloat16())
+
+
+def test_bytes_that_are_read(kernels):
+    for text in (*INTEGERS, *CODEBOOKS):
+        weight, _ = drawn(text, 32, 256, 1, 0)
+        unpacked = 0 if weight.zeros is None else weight.zeros.numel()  # zero points are bytes here
+        table = 0 if text.startswith("int") else 32
+        assert gemv.pack_matrix(weight).nbytes <= weight.nbytes * (2 if text == "mxfp4" else 1) + unpacked + table
+
+
+@pytest.mark.parametrize("text", ["int5:g64", "fp8", "nvfp4", "int4:g64:sym:fp32", "int2:g24"])
+def test_what_has_no_layout(text):
+    weight, _ = drawn(text, 16, 240, 1, 0)
+    assert not gemv.can_pack(weight.format, weight.shape)
+    with pytest.raises(KernelError, match="no packed layout"):
+        gemv.pack_matrix(weight)
+
+
+def test_wrong_x(kernels):
+    packed = gemv.pack_matrix(drawn("int4:g64", 16, 128, 1, 0)[0])
+    with pytest.raises(KernelError, match="give bf16 or float32"):
+        gemv.multiply_rounded(torch.zeros(1, 64), packed, kernels)
+    with pytest.raises(KernelError, match="look it up"):
+        gemv.multiply_rounded(torch.zeros(1, 128), gemv.pack_matrix(drawn("nf4:g64", 16, 128, 1, 0)[0]), kernels)
