@@ -33,13 +33,14 @@ class PackedMatrix:
     codes: UInt8[Tensor, "blocks runs bytes"]
     scales: BFloat16[Tensor, "blocks groups 16"]
     zeros: UInt8[Tensor, "blocks groups 16"] | None
-    table: BFloat16[Tensor, " codes"] | None  # of a codebook; None for integers
+    table: Float[Tensor, " codes"]  # what each code stands for before its scale, float32
+    is_integer: bool
 
     @property
     def nbytes(self) -> int:
         """Bytes that one product reads of it."""
-        parts = (self.codes, self.scales, *(part for part in (self.zeros, self.table) if part is not None))
-        return sum(part.nbytes for part in parts)
+        zeros = 0 if self.zeros is None else self.zeros.nbytes
+        return self.codes.nbytes + self.scales.nbytes + zeros
 
 
 def columns_of_run(bits: int) -> int:
@@ -70,7 +71,6 @@ def pack_matrix(weight: QTensor) -> PackedMatrix:
     scales = Scales(weight.scales, weight.zeros, weight.global_scale).effective.float()
     whole = -(-out // OUTPUTS) * OUTPUTS
     zeros = None if weight.zeros is None else _unsigned(weight.zeros, format)
-    table = None if format.grid.startswith("int") else _table(format)
     return PackedMatrix(
         shape=(out, width),
         bits=bits,
@@ -78,13 +78,14 @@ def pack_matrix(weight: QTensor) -> PackedMatrix:
         codes=_runs(_padded(_unsigned(weight.codes, format), whole), bits),
         scales=_by_block(_padded(scales.expand(out, -1), whole)).to(torch.bfloat16),
         zeros=None if zeros is None else _by_block(_padded(zeros.expand(out, -1), whole)),
-        table=table,
+        table=_table(format, middle=weight.zeros is None),
+        is_integer=format.grid.startswith("int"),
     )
 
 
 def multiply_rounded(x: Float[Tensor, "rows in"], weight: PackedMatrix, kernels: Native) -> Float[Tensor, "rows out"]:
     """x times the weight, x rounded to int8 per 64 columns; sums of a group are exact integers. No codebooks."""
-    if weight.table is not None:
+    if not weight.is_integer:
         raise KernelError("a codebook has no integer products: look it up.")
     x, y = _operands(x, weight)
     status = kernels.library.subeight_vnni(
@@ -102,11 +103,21 @@ def multiply_rounded(x: Float[Tensor, "rows in"], weight: PackedMatrix, kernels:
 def multiply_looked_up(x: Float[Tensor, "rows in"], weight: PackedMatrix, kernels: Native) -> Float[Tensor, "rows out"]:
     """x, rounded to bf16, times the weight's values, bf16 too; sums are float32."""
     x, y = _operands(x, weight)
-    table = _integers(weight) if weight.table is None else weight.table
+    table = weight.table.to(torch.bfloat16)
     status = kernels.library.subeight_lookup(
         *_matrix(weight), table.data_ptr(), weight.bits, *weight.shape, weight.group, *_ends(x, y)
     )
     return _checked(y, status, weight)
+
+
+def unpack_matrix(weight: PackedMatrix, kernels: Native) -> BFloat16[Tensor, "out in"]:
+    """The dequantized weight, computed in float32 and rounded once."""
+    found = torch.empty(weight.shape, dtype=torch.bfloat16)
+    numbers = (weight.bits, *weight.shape, weight.group)
+    status = kernels.library.subeight_unpack(
+        *_matrix(weight), weight.table.data_ptr(), *numbers, found.data_ptr(), torch.get_num_threads()
+    )
+    return _checked(found, status, weight)
 
 
 def _operands(x: Tensor, weight: PackedMatrix) -> tuple[Tensor, Tensor]:
@@ -131,14 +142,12 @@ def _checked(y: Tensor, status: int, weight: PackedMatrix) -> Tensor:
     return y
 
 
-def _integers(weight: PackedMatrix) -> Tensor:
-    """What each code of an integer grid stands for: itself where zero points are stored, else less the middle."""
-    middle = 0 if weight.zeros is not None else 1 << (weight.bits - 1)
-    return torch.arange(1 << weight.bits).sub(middle).to(torch.bfloat16)
-
-
-def _table(format: Format) -> Tensor:
-    return format.values.values(torch.arange(1 << format.code_bits, dtype=torch.uint8)).to(torch.bfloat16)
+def _table(format: Format, *, middle: bool) -> Tensor:
+    """The value of every code as it is packed; of integers less the middle, where no zero points are stored."""
+    codes = torch.arange(1 << format.code_bits, dtype=torch.uint8)
+    if format.grid.startswith("int"):
+        return codes.float() + (format.levels[0] if middle else 0)
+    return format.values.values(codes).float()
 
 
 def _unsigned(codes: Tensor, format: Format) -> Tensor:

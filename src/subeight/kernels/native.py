@@ -65,6 +65,7 @@ def native() -> Native | str:
     ends = [pointer, pointer, number, number, number]
     library.subeight_vnni.argtypes = [pointer] * 3 + [number] * 6 + ends
     library.subeight_lookup.argtypes = [pointer] * 4 + [number] * 4 + ends
+    library.subeight_unpack.argtypes = [pointer] * 4 + [number] * 4 + [pointer, number]
     return Native(library, library.subeight_forms())
 
 

@@ -99,6 +99,16 @@ void over_blocks(int blocks, int threads, const Work& work) {
   for (int block = 0; block < blocks; ++block) work(block);
 }
 
+// One code of a run, whatever the CPU.
+template <int BITS>
+inline int code_of(const uint8_t* run, int unit, int byte) {
+  if constexpr (BITS == 8) return run[byte];
+  constexpr int low = BITS == 3 ? 2 : BITS;
+  int code = (run[byte] >> (low * unit)) & ((1 << low) - 1);
+  if constexpr (BITS == 3) code += 4 * ((run[64 + 8 * unit + byte / 8] >> (byte % 8)) & 1);
+  return code;
+}
+
 #if defined(HAS_VNNI512)
 
 // The codes of one unit as bytes.
@@ -191,13 +201,9 @@ inline Sum no_sum() { return Sum{}; }
 template <int BITS, int ROWS>
 inline void add_run(const uint8_t* run, const int8_t* const* x, int column, Sum* sums) {
   for (int unit = 0; unit < units_of_run<BITS>(); ++unit)
-    for (int byte = 0; byte < 64; ++byte) {
-      int code = run[byte];
-      if (BITS < 8) code = (code >> ((BITS == 3 ? 2 : BITS) * unit)) & ((1 << (BITS == 3 ? 2 : BITS)) - 1);
-      if (BITS == 3) code += 4 * ((run[64 + 8 * unit + byte / 8] >> (byte % 8)) & 1);
+    for (int byte = 0; byte < 64; ++byte)
       for (int row = 0; row < ROWS; ++row)
-        sums[row].lanes[byte / 4] += code * x[row][column + kUnit * unit + byte % 4];
-    }
+        sums[row].lanes[byte / 4] += code_of<BITS>(run, unit, byte) * x[row][column + kUnit * unit + byte % 4];
 }
 
 inline void spill(const Sum& sum, int32_t* into) { std::memcpy(into, sum.lanes, sizeof sum.lanes); }
@@ -387,6 +393,33 @@ void lookup(const Matrix& w, const Rows& rows, const uint16_t* table, int thread
 #endif
 
 template <int BITS>
+void unpack(const Matrix& w, const float* table, uint16_t* values, int threads) {
+  constexpr int run_columns = units_of_run<BITS>() * kUnit, run_bytes = bytes_of_run<BITS>();
+  const int runs = w.in / run_columns;
+  over_blocks(w.blocks(), threads, [&](int block) {
+    const int outputs = std::min(kOutputs, w.out - block * kOutputs);
+    const uint8_t* first = w.codes + static_cast<int64_t>(block) * runs * run_bytes;
+    for (int lane = 0; lane < outputs; ++lane) {
+      uint16_t* row = values + (static_cast<int64_t>(block) * kOutputs + lane) * w.in;
+      for (int group = 0; group < w.groups(); ++group) {
+        const int64_t place = (static_cast<int64_t>(block) * w.groups() + group) * kOutputs + lane;
+        const float scale = from_bf16(w.scales[place]), zero = w.zeros ? w.zeros[place] : 0;
+        uint16_t scaled[1 << BITS];
+        if constexpr (BITS < 8)
+          for (int code = 0; code < 1 << BITS; ++code) scaled[code] = to_bf16(scale * (table[code] - zero));
+        for (int at = group * (w.group / run_columns); at < (group + 1) * (w.group / run_columns); ++at)
+          for (int unit = 0; unit < units_of_run<BITS>(); ++unit)
+            for (int column = 0; column < kUnit; ++column) {
+              const int code = code_of<BITS>(first + static_cast<int64_t>(at) * run_bytes, unit, kUnit * lane + column);
+              row[at * run_columns + unit * kUnit + column] =
+                  BITS < 8 ? scaled[code] : to_bf16(scale * (table[code] - zero));
+            }
+      }
+    }
+  });
+}
+
+template <int BITS>
 void vnni(const Matrix& w, const Rows& rows, int step, int threads) {
   thread_local Rounded x;
   round_rows(rows, w.in, step, x);
@@ -449,4 +482,17 @@ EXPORT int subeight_lookup(const uint8_t* codes, const uint16_t* scales, const u
   (void)rows, (void)is_bf16, (void)threads;
   return 1;
 #endif
+}
+
+// All of the matrix in bf16 [out, in]; `table`: the value of every code. Returns 0, or 1 for unknown bits.
+EXPORT int subeight_unpack(const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros, const float* table, int bits,
+                           int out, int in, int group, uint16_t* values, int threads) {
+  const Matrix w{codes, scales, zeros, 0, out, in, group};
+  switch (bits) {
+    case 2: unpack<2>(w, table, values, threads); return 0;
+    case 3: unpack<3>(w, table, values, threads); return 0;
+    case 4: unpack<4>(w, table, values, threads); return 0;
+    case 8: unpack<8>(w, table, values, threads); return 0;
+    default: return 1;
+  }
 }
