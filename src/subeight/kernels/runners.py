@@ -1,0 +1,167 @@
+"""What runs one quantized linear: each class holds a weight its own way and multiplies rows with it.
+
+A runner gets rows as the linear reads them and returns products with the matrix of the codes; bias and what is set
+apart are `QuantLinear`'s. `Twin` is the reference of all: dequantize and multiply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subeight.errors import KernelError
+from subeight.formats import Format, QTensor, Scales
+from subeight.formats.activations import fake_quantize
+from subeight.formats.rotation import rotate
+from subeight.kernels.gemv import can_pack, multiply_looked_up, pack_matrix, unpack_matrix
+from subeight.kernels.inputs import rounded_codes
+from subeight.kernels.native import Native, native
+
+ONE_BY_ONE = 8  # rows up to which reading packed codes beats dequantizing all of them first
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One linear that wants to run: how weights and inputs are stored, [out, in], and where."""
+
+    weights: Format
+    inputs: Format | None
+    shape: tuple[int, int]
+    device: torch.device
+
+
+class Runner(Protocol):
+    """Holds a weight and multiplies rows with it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+
+    def __call__(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
+        """The products, in the type of `x`."""
+
+    def kernel(self, rows: int) -> str:
+        """The name of what runs so many rows."""
+
+
+class Twin:
+    """Dequantizes the weight to the type of the rows, once per call, and multiplies: any format, any device."""
+
+    def __init__(self, weight: QTensor, inputs: Format | None, scales: Scales | None) -> None:
+        self._weight, self._inputs, self._scales = weight.codes_alone(), inputs, scales
+
+    @staticmethod
+    def why_not(ask: Ask) -> str | None:  # noqa: ARG004 - serves whatever is asked
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        parts = (self._weight.codes, self._weight.scales, self._weight.zeros, self._weight.global_scale)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def kernel(self, rows: int) -> str:  # noqa: ARG002 - one for all
+        return "dequantize"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._inputs is not None:
+            x = fake_quantize(x, self._inputs, self._scales)
+        return x @ self._weight.dequantize(x.dtype).T
+
+
+class LookUp:
+    """Our own C++ on packed codes for a few rows; for more, all of it dequantized once per call."""
+
+    def __init__(self, weight: QTensor, inputs: Format | None, scales: Scales | None) -> None:
+        self._kernels = _loaded()
+        self._weight = pack_matrix(weight)
+        self._rotated = weight.format.rotated
+        self._inputs, self._scales = inputs, scales
+
+    @staticmethod
+    def why_not(ask: Ask) -> str | None:
+        kernels = native()
+        if ask.device.type != "cpu":
+            return "it runs on CPUs"
+        if isinstance(kernels, str):
+            return kernels
+        if not kernels.has_lookup:
+            return "this CPU multiplies no bf16"
+        if ask.weights.code_bits > 4 or not can_pack(ask.weights, ask.shape):
+            return f"it packs 2, 3 and 4 bits in whole groups, not {ask.weights} of {ask.shape}"
+        if ask.inputs is not None and ask.inputs.rotated != ask.weights.rotated:
+            return "inputs and weights are rounded in different bases"
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        return self._weight.nbytes
+
+    def kernel(self, rows: int) -> str:
+        return "look-up" if rows <= ONE_BY_ONE else "dequantize"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        given = x.dtype
+        x = rotate(x) if self._rotated else x
+        if self._inputs is not None:
+            x = fake_quantize(x, self._inputs.plain, self._scales)
+        x = x.to(given)
+        if len(x) <= ONE_BY_ONE:
+            return multiply_looked_up(x, self._weight, self._kernels)
+        return x @ unpack_matrix(self._weight, self._kernels).to(given).T
+
+
+class Int8:
+    """oneDNN's integer product: int8 weights per channel, int8 inputs per token or, fixed, per tensor."""
+
+    def __init__(self, weight: QTensor, inputs: Format | None, scales: Scales | None) -> None:
+        assert inputs is not None
+        self._inputs, self._rotated = inputs, weight.format.rotated
+        self._bytes = weight.codes.nbytes + 4 * weight.shape[0]
+        self._weight = torch.ops.onednn.qlinear_prepack(weight.codes.contiguous(), None)
+        self._scales = weight.scales.flatten().float().expand(weight.shape[0]).contiguous()
+        self._zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
+        self._fixed = scales
+
+    @staticmethod
+    def why_not(ask: Ask) -> str | None:
+        if ask.device.type != "cpu":
+            return "it runs on CPUs"
+        if not (ask.weights.grid == "int8" and ask.weights.symmetric and ask.weights.group is None):
+            return f"weights are {ask.weights}, not symmetric int8 with a scale per channel"
+        if ask.inputs is None or ask.inputs.grid != "int8" or not ask.inputs.symmetric:
+            return "inputs are not symmetric int8"
+        if ask.inputs.per not in ("token", "tensor"):
+            return f"inputs are {ask.inputs}, not one scale per token or tensor"
+        if ask.inputs.rotated != ask.weights.rotated:
+            return "inputs and weights are rounded in different bases"
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        return self._bytes
+
+    def kernel(self, rows: int) -> str:  # noqa: ARG002 - one for all
+        return "oneDNN int8"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        turned = rotate(x) if self._rotated else x
+        codes, scales = rounded_codes(turned, self._inputs.plain, self._fixed)
+        if scales.numel() == 1:
+            return self._product(codes, float(scales), x.dtype)
+        return self._product(codes, 1.0, x.dtype).mul_(scales.to(x.dtype))
+
+    def _product(self, codes: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+        return torch.ops.onednn.qlinear_pointwise(
+            codes, scale, 0, self._weight, self._scales, self._zeros, None, 1.0, 0, dtype, "none", [], ""
+        )
+
+
+def _loaded() -> Native:
+    found = native()
+    if isinstance(found, str):
+        raise KernelError(found)
+    return found
