@@ -62,4 +62,4 @@ def _placed(weight: QTensor) -> Tensor:
     sparse = weight.sparse
     rows = torch.arange(weight.shape[0]).repeat_interleave(sparse.pointers.diff().long().cpu()).to(sparse.values.device)
     places = torch.stack([rows, sparse.columns.long()])
-    return torch.sparse_coo_tensor(places, sparse.values.float(), weight.shape).coalesce()
+    return torch.sparse_coo_tensor(places, sparse.values.float(), weight.shape, check_invariants=True).coalesce()
