@@ -45,6 +45,14 @@ def parse_bytes(text: str | None) -> int | None:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """`1,8,64`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"{option} was given {text!r}; say whole numbers above 0 with commas between, as in 1,8,64.")
+    return tuple(map(int, parts))
+
+
 def command() -> tuple[str, ...]:
     """What was typed, as the record keeps it."""
     return ("subeight", *sys.argv[1:])

@@ -34,6 +34,7 @@ from subeight.cli.options import (
     command,
     parse_bytes,
 )
+from subeight.cli.running import RUNNING
 from subeight.cli.show import show
 from subeight.verbs.options import Options
 
@@ -227,4 +228,5 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "diagnose": diagnose,
     **CHECKS,
     **MAPPING,
+    **RUNNING,
 }

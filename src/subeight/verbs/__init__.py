@@ -1,10 +1,12 @@
 """The verbs, as the command line has them."""
 
 from subeight.verbs.allocate import allocate
+from subeight.verbs.bench import bench
 from subeight.verbs.compare import compare
 from subeight.verbs.diagnose import Complaint, diagnose
 from subeight.verbs.evaluate import evaluate
 from subeight.verbs.export import export
+from subeight.verbs.generate import generate
 from subeight.verbs.inspect import inspect
 from subeight.verbs.lock import lock
 from subeight.verbs.map import map
@@ -19,10 +21,12 @@ __all__ = [
     "Options",
     "Result",
     "allocate",
+    "bench",
     "compare",
     "diagnose",
     "evaluate",
     "export",
+    "generate",
     "inspect",
     "lock",
     "map",

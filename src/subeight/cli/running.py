@@ -1,0 +1,79 @@
+"""The verbs that run a checkpoint on its kernels: `generate` and `bench`."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from subeight import verbs
+from subeight.cli.options import AsJson, Device, Dtype, Name, Out, Quiet, Seed, Threads, Trust, command, numbers
+from subeight.cli.show import show
+from subeight.verbs.options import Options
+
+
+def generate(
+    model: Name,
+    prompt: Annotated[str, typer.Argument(help="the text that is answered")],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="at most so many")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest")] = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="the prompt as it is, without the chat template")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile and a static cache")] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """An answer by a checkpoint that runs on its codes; the text goes to standard output."""
+    options = Options(
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=command(),
+    )
+    found = verbs.generate(
+        model, prompt, tokens=tokens, temperature=temperature, raw=raw, compiled=compiled, options=options
+    )
+    if not as_json:
+        typer.echo(found.numbers["text"])
+    show(found, as_json=as_json)
+
+
+def bench(
+    model: Name,
+    batch: Annotated[str, typer.Option("--batch", help="sequences at once, for instance 1,8")] = "1",
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="tokens that are read")] = 256,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="tokens that are written")] = 32,
+    rounds: Annotated[int, typer.Option("--rounds", min=1)] = 5,
+    out: Out = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """How fast a checkpoint reads and writes on its kernels, beside the same weights dequantized."""
+    options = Options(
+        out=out,
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=command(),
+    )
+    found = verbs.bench(
+        model, batch=numbers("--batch", batch), prompt=prompt, tokens=tokens, rounds=rounds, options=options
+    )
+    show(found, as_json=as_json)
+
+
+RUNNING: dict[str, Callable[..., None]] = {"generate": generate, "bench": bench}

@@ -1,0 +1,115 @@
+"""`generate`: an answer by a checkpoint that runs on its codes."""
+
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from subeight.errors import InputError
+from subeight.evals.passes import context_length
+from subeight.models.model import Model
+from subeight.models.packed import Packed, load_packed
+from subeight.records import Coordinates
+from subeight.verbs.options import Options
+from subeight.verbs.session import Result, Session
+
+
+def generate(
+    model: str,
+    prompt: str,
+    *,
+    tokens: int = 128,
+    temperature: float = 0.0,
+    raw: bool = False,
+    compiled: bool = False,
+    options: Options | None = None,
+) -> Result:
+    """Answers a prompt through transformers' `generate`, on packed weights where a kernel serves them.
+
+    Greedy unless `temperature` is above 0. The prompt is a user's turn where the model has a chat template; `raw`
+    takes it as it is. `compiled` runs through `torch.compile` with a static cache.
+
+    Raises:
+        InputError: the prompt is empty, or prompt and answer do not fit into the model's context.
+    """
+    options = options or Options()
+    session = Session("generate", options)
+    opened = session.model(model)
+    tokenizer = opened.tokenizer()
+    ids = _encoded(tokenizer, prompt, raw=raw).to(session.device)
+    _require_room(opened, ids.shape[1], tokens)
+    packed = load_packed(opened, session.dtype, session.device)
+    torch.manual_seed(options.seed)
+    clock = _Clock()
+    choices: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": tokens, "streamer": clock}
+    choices |= {"temperature": temperature} if temperature > 0 else {"temperature": None, "top_p": None, "top_k": None}
+    choices |= {"cache_implementation": "static"} if compiled else {}
+    if packed.module.generation_config.pad_token_id is None:
+        choices["pad_token_id"] = tokenizer.eos_token_id
+    clock.start()
+    found = packed.module.generate(ids, attention_mask=torch.ones_like(ids), **choices)[0, ids.shape[1] :]
+    text = tokenizer.decode(found, skip_special_tokens=True)
+    numbers = {"text": text, "prompt_tokens": ids.shape[1], "new_tokens": len(found), **clock.numbers(), **held(packed)}
+    coordinates = Coordinates(baseline=opened.coordinate, stack=session.stack.hash)
+    record = session.record(coordinates, numbers, subject={"model": opened.label})
+    return Result(record, lines=(_sentence(numbers),))
+
+
+def held(packed: Packed) -> dict[str, Any]:
+    """What a record says of a loaded model: bytes, kernels of one row, and what stayed dense and why."""
+    kernels = Counter(linear.runner.kernel(1) for linear in packed.linears.values())
+    return {"weight_bytes": packed.nbytes, "kernels": dict(kernels), "dense": dict(packed.dense)}
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, *, raw: bool) -> torch.Tensor:
+    """The prompt's ids [1, length]."""
+    if not prompt.strip():
+        raise InputError("The prompt is empty; give the text that is to be answered.")
+    if raw or not tokenizer.chat_template:
+        return torch.tensor([tokenizer(prompt)["input_ids"]])
+    turn = [{"role": "user", "content": prompt}]
+    encoded = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
+    return torch.tensor([encoded["input_ids"]])
+
+
+def _require_room(model: Model, prompt: int, tokens: int) -> None:
+    longest = context_length(model)
+    if prompt + tokens > longest:
+        raise InputError(
+            f"The prompt has {prompt} tokens and {tokens} more are asked for, but {model.label} knows {longest}; "
+            "shorten the prompt or give a smaller --tokens."
+        )
+
+
+class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped
+    """When each token came."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    def start(self) -> None:
+        self._times = [time.perf_counter()]
+
+    def put(self, value: torch.Tensor) -> None:  # noqa: ARG002 - only the time counts
+        self._times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+    def numbers(self) -> dict[str, float | None]:
+        """The first call of `put` gives the prompt back, the second the first new token."""
+        _, given, *came = self._times
+        if not came:
+            return {"prefill_seconds": None, "decode_tokens_per_second": None}
+        rate = (len(came) - 1) / (came[-1] - came[0]) if len(came) > 1 else None
+        return {"prefill_seconds": came[0] - given, "decode_tokens_per_second": rate}
+
+
+def _sentence(numbers: dict[str, Any]) -> str:
+    rate = numbers["decode_tokens_per_second"]
+    speed = "" if rate is None else f", {rate:.1f} a second"
+    kernels = ", ".join(f"{count} linears by {name}" for name, count in numbers["kernels"].items()) or "plain weights"
+    return f"{numbers['new_tokens']} tokens{speed}; {numbers['weight_bytes'] / 1e6:.0f} MB of weights, {kernels}."
