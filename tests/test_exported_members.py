@@ -14,10 +14,12 @@ from subeight.cli.verbs import COMMANDS
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 VERBS = (
     "allocate",
+    "bench",
     "compare",
     "diagnose",
     "evaluate",
     "export",
+    "generate",
     "inspect",
     "lock",
     "map",
