@@ -69,7 +69,7 @@ def calibrate(spec: CalibrationSpec, tokenizer: Tokenizer) -> Calibration:
             f"windows of {spec.length} tokens hold nothing but the tokenizer's {len(prefix)} first tokens: "
             "ask for a longer `length`"
         )
-    streams = _streams(read_documents(spec.source, part="calibration"), tokenizer)
+    streams = streams_of(read_documents(spec.source, part="calibration"), tokenizer)
     windows = {name: cut(stream, spec.length, prefix) for name, stream in streams.items()}
     if spec.source in (BUILTIN, *NAMES) and _count(windows) < spec.sequences:
         # to a tokenizer of longer tokens the packaged text is short: windows half-way between help out
@@ -95,7 +95,8 @@ def cut(stream: list[int], length: int, prefix: list[int]) -> list[list[int]]:
     return windows
 
 
-def _streams(documents: list[Document], tokenizer: Tokenizer) -> dict[str, list[int]]:
+def streams_of(documents: list[Document], tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """The documents of each category as one row of ids, each closed but the last."""
     by_category: dict[str, list[list[int]]] = {}
     for document in documents:
         by_category.setdefault(document.category, []).append(_ids_of(document, tokenizer))
