@@ -21,6 +21,7 @@ VERBS = (
     "export",
     "generate",
     "inspect",
+    "kv",
     "lock",
     "map",
     "quantize",

@@ -49,7 +49,8 @@ def test_kl_is_that_of_the_logits_under_the_cache(base, text, known):
         full = base.module(input_ids=window[None]).logits[0].double().log_softmax(-1)
         cache = base.cache(policy)
         outputs = [
-            base.module(input_ids=part[None], past_key_values=cache, use_cache=True) for part in window.split(128)
+            base.module(input_ids=part[None], past_key_values=cache, use_cache=True)
+            for part in window.split(text.chunk)
         ]
         low = torch.cat([output.logits[0] for output in outputs]).double().log_softmax(-1)
         losses.append((full.exp() * (full - low)).sum(-1)[:-1].detach().numpy())

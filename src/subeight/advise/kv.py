@@ -24,7 +24,7 @@ from subeight.kv.policy import KVPolicy
 from subeight.models.model import Model
 from subeight.models.packed import load_packed
 from subeight.models.shell import Head, Shell
-from subeight.probe.caches import agreement, final_states, finds, greedy
+from subeight.probe.caches import CHUNK, agreement, final_states, finds, greedy
 from subeight.text.needles import Needle
 
 SEGMENT = 256  # tokens that are resampled together
@@ -39,12 +39,13 @@ class Loaded:
     module: PreTrainedModel
     trunk: str
     head: Head
+    nbytes: int
 
     @classmethod
     def of(cls, name: str, model: Model, dtype: torch.dtype, device: torch.device) -> Loaded:
         """Loads it, quantized linears on their codes."""
         packed = load_packed(model, dtype, device)
-        return cls(name, packed.module, model.skeleton.trunk_name, Shell(model, dtype, device).head())
+        return cls(name, packed.module, model.skeleton.trunk_name, Shell(model, dtype, device).head(), packed.nbytes)
 
     def cache(self, policy: KVPolicy) -> KVCache:
         """An empty cache of this model."""
@@ -53,12 +54,17 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Text:
-    """What is asked at one context: windows of that many tokens, the last `written` as an answer, and hidden numbers."""
+    """What is asked at one context: windows of that length, their last `written` as an answer, and hidden numbers."""
 
     context: int
     windows: Sequence[Tensor]
     needles: Sequence[Needle]
     written: int
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that are read together: few enough that a short context meets the cache too."""
+        return max(1, min(CHUNK, self.context // PARTS))
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,9 @@ def reference(base: Loaded, text: Text, advance: Callable[[], None] = lambda: No
     """Runs the baseline once."""
     states, nll, answers = [], [], []
     for window in text.windows:
-        states.append(final_states(base.module, base.trunk, window, base.cache(KVPolicy())))
+        states.append(final_states(base.module, base.trunk, window, base.cache(KVPolicy()), text.chunk))
         nll.append(_nll(states[-1], base.head, window))
-        answers.append(_written(base, window, text.written, base.cache(KVPolicy())))
+        answers.append(_written(base, window, text, base.cache(KVPolicy())))
         advance()
     return Reference(states, nll, answers)
 
@@ -88,7 +94,7 @@ def measure(
     parts, held = [], 0
     for number, window in enumerate(text.windows):
         cache = loaded.cache(policy)
-        states = final_states(loaded.module, loaded.trunk, window, cache)
+        states = final_states(loaded.module, loaded.trunk, window, cache, text.chunk)
         held = max(held, cache.nbytes)
         parts.append(divergences(known.states[number][:-1], [states[:-1]], [base.head, loaded.head], window[1:]))
     kl, rise = (np.concatenate([getattr(part, name)[0].numpy() for part in parts]) for name in ("kl", "nll"))
@@ -97,9 +103,9 @@ def measure(
     segment = (
         np.repeat(np.arange(len(text.windows)), [len(w) - 1 for w in text.windows]) * text.context + place // SEGMENT
     )
-    right = [finds(loaded.module, needle, loaded.cache(policy)) for needle in text.needles]
+    right = [finds(loaded.module, needle, loaded.cache(policy), text.chunk) for needle in text.needles]
     same = [
-        agreement(known.answers[number], _written(loaded, window, text.written, loaded.cache(policy)))
+        agreement(known.answers[number], _written(loaded, window, text, loaded.cache(policy)))
         for number, window in enumerate(text.windows)
     ]
     found, perplexity = mean_interval(kl, segment, seed=seed), perplexity_interval(nll, segment, seed=seed)
@@ -126,9 +132,10 @@ def _nll(states: Tensor, head: Head, targets: Tensor) -> Tensor:
     return torch.cat([torch.nn.functional.cross_entropy(head(x), y, reduction="none").double() for x, y in rows]).cpu()
 
 
-def _written(loaded: Loaded, window: Tensor, tokens: int, cache: Cache) -> list[int]:
+def _written(loaded: Loaded, window: Tensor, text: Text, cache: Cache) -> list[int]:
     """What comes after all but the last tokens of a window."""
-    return greedy(loaded.module, window[: len(window) - tokens], tokens, cache) if tokens else []
+    prompt = window[: len(window) - text.written]
+    return greedy(loaded.module, prompt, text.written, cache, text.chunk) if text.written else []
 
 
 def _by_place(values: np.ndarray, places: np.ndarray, context: int) -> list[dict[str, float]]:

@@ -46,11 +46,11 @@ def parse_bytes(text: str | None) -> int | None:
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:
-    """`1,8,64`."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    """`1,8,64`, or `1k,4k` in units of 1024."""
+    found = [re.fullmatch(r"([1-9]\d*)(k?)", part.strip().lower()) for part in text.split(",")]
+    if not all(found):
         raise InputError(f"{option} was given {text!r}; say whole numbers above 0 with commas between, as in 1,8,64.")
-    return tuple(map(int, parts))
+    return tuple(int(one[1]) * (1024 if one[2] else 1) for one in found if one)
 
 
 def command() -> tuple[str, ...]:

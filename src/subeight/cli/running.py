@@ -1,4 +1,4 @@
-"""The verbs that run a checkpoint on its kernels: `generate` and `bench`."""
+"""The verbs that run a checkpoint on its kernels and caches: `generate`, `bench` and `kv`."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from subeight import verbs
-from subeight.cli.options import AsJson, Device, Dtype, Name, Out, Quiet, Seed, Threads, Trust, command, numbers
+from subeight.cli.options import AsJson, Device, Dtype, Evals, Name, Out, Quiet, Seed, Threads, Trust, command, numbers
 from subeight.cli.show import show
+from subeight.verbs.kv import POLICIES
 from subeight.verbs.options import Options
 
 
@@ -76,4 +77,53 @@ def bench(
     show(found, as_json=as_json)
 
 
-RUNNING: dict[str, Callable[..., None]] = {"generate": generate, "bench": bench}
+def kv(
+    model: Name,
+    policies: Annotated[
+        list[str] | None, typer.Option("--policies", help="for instance int4:g64,window=128,sinks=4; repeatable")
+    ] = None,
+    contexts: Annotated[str, typer.Option("--contexts", help="tokens, for instance 1024,4096 or 1k,4k")] = "1k,4k",
+    weights: Annotated[
+        list[str] | None, typer.Option("--weights", help="a low-bit checkpoint to cross with; repeatable")
+    ] = None,
+    windows: Annotated[int, typer.Option("--windows", min=1, help="windows of text for each context")] = 2,
+    retrieval: Annotated[int, typer.Option("--retrieval", min=0, help="prompts for each depth")] = 2,
+    written: Annotated[int, typer.Option("--written", min=0, help="tokens of each answer that is compared")] = 32,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="sequences, for the table of memory")] = 1,
+    out: Out = None,
+    evals: Evals = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """What keys and values in few bits cost: divergence, perplexity, retrieval and memory, by policy and context."""
+    options = Options(
+        out=out,
+        evals=tuple(evals or ("builtin",)),
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=command(),
+    )
+    found = verbs.kv(
+        model,
+        policies=policies or POLICIES,
+        contexts=numbers("--contexts", contexts),
+        weights=weights or (),
+        windows=windows,
+        retrieval=retrieval,
+        written=written,
+        batch=batch,
+        options=options,
+    )
+    show(found, as_json=as_json)
+
+
+RUNNING: dict[str, Callable[..., None]] = {"generate": generate, "bench": bench, "kv": kv}

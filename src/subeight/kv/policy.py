@@ -48,7 +48,7 @@ class KVPolicy:
     sinks: int = 4
     rope: str = "after"
     rotate: bool = False
-    layers: Mapping[int, LayerPolicy] = field(default_factory=dict)
+    layers: Mapping[int, LayerPolicy] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name, allowed in (("axis", AXES), ("rope", ROPES)):

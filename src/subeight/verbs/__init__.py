@@ -8,6 +8,7 @@ from subeight.verbs.evaluate import evaluate
 from subeight.verbs.export import export
 from subeight.verbs.generate import generate
 from subeight.verbs.inspect import inspect
+from subeight.verbs.kv import kv
 from subeight.verbs.lock import lock
 from subeight.verbs.map import map
 from subeight.verbs.options import Options
@@ -28,6 +29,7 @@ __all__ = [
     "export",
     "generate",
     "inspect",
+    "kv",
     "lock",
     "map",
     "quantize",
