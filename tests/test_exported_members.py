@@ -13,6 +13,7 @@ from subeight.cli.verbs import COMMANDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 VERBS = (
+    "advise",
     "allocate",
     "bench",
     "compare",

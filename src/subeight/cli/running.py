@@ -1,4 +1,4 @@
-"""The verbs that run a checkpoint on its kernels and caches: `generate`, `bench` and `kv`."""
+"""The verbs that run a checkpoint on its kernels and caches: `generate`, `bench`, `kv` and `advise`."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -126,4 +126,33 @@ def kv(
     show(found, as_json=as_json)
 
 
-RUNNING: dict[str, Callable[..., None]] = {"generate": generate, "bench": bench, "kv": kv}
+def advise(
+    model: Name,
+    batch: Annotated[str, typer.Option("--batch", help="sequences at once, for instance 1,8,64")] = "1,8",
+    context: Annotated[int, typer.Option("--context", min=1, help="tokens of the prompt")] = 1024,
+    goal: Annotated[str, typer.Option("--goal", help="latency, throughput or memory")] = "latency",
+    out: Out = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "bfloat16",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Which scheme pays on this machine for this model: measured on one real block, beside a roofline."""
+    options = Options(
+        out=out,
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=command(),
+    )
+    found = verbs.advise(model, batch=numbers("--batch", batch), context=context, goal=goal, options=options)
+    show(found, as_json=as_json)
+
+
+RUNNING: dict[str, Callable[..., None]] = {"advise": advise, "generate": generate, "bench": bench, "kv": kv}

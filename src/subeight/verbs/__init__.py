@@ -1,5 +1,6 @@
 """The verbs, as the command line has them."""
 
+from subeight.verbs.advise import advise
 from subeight.verbs.allocate import allocate
 from subeight.verbs.bench import bench
 from subeight.verbs.compare import compare
@@ -21,6 +22,7 @@ __all__ = [
     "Complaint",
     "Options",
     "Result",
+    "advise",
     "allocate",
     "bench",
     "compare",

@@ -1,0 +1,104 @@
+"""What this machine can do: bytes read and products computed a second, and what calling a kernel costs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from subeight.records.files import atomic_write
+
+READ = 1 << 28  # bytes, more than caches hold
+SIDE = 2048  # of the matrices whose product is timed
+SHORT = 256  # the same for int8, which some CPUs multiply by a reference that is a thousand times slower
+TRIES = 5
+CALLS = 200
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one device with so many threads: bytes, and operations in bf16 and int8 (two a product), per second.
+
+    `int8` is None where no kernel multiplies integers there. `call` is the seconds of one small linear, whatever it
+    computes.
+    """
+
+    device: str
+    threads: int
+    bandwidth: float
+    bf16: float
+    int8: float | None
+    call: float
+
+
+def this_machine(device: torch.device, cache: Path) -> Machine:
+    """The machine as it was measured before in `cache`, a folder of this stack, or as it is measured now (seconds)."""
+    kept = cache / f"machine-{device.type}-{torch.get_num_threads()}.json"
+    if kept.is_file():
+        return Machine(**json.loads(kept.read_text(encoding="utf-8")))
+    found = Machine(
+        device=str(device),
+        threads=torch.get_num_threads(),
+        bandwidth=_bandwidth(device),
+        bf16=2 * SIDE**3 / _median(_bf16(device), device),
+        int8=_int8_rate(device),
+        call=_call(device),
+    )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(kept, json.dumps(asdict(found)))
+    return found
+
+
+def _bandwidth(device: torch.device) -> float:
+    data = torch.ones(READ // 4, device=device)
+    return READ / _median(data.sum, device)
+
+
+def _bf16(device: torch.device) -> Callable[[], object]:
+    left, right = (torch.ones(SIDE, SIDE, dtype=torch.bfloat16, device=device) for _ in range(2))
+    return lambda: left @ right
+
+
+def _int8_rate(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        wide = torch.ones(SIDE, SIDE, dtype=torch.int8, device=device)
+        return 2 * SIDE**3 / _median(lambda: torch._int_mm(wide, wide), device)
+    if device.type != "cpu":
+        return None
+    codes = torch.ones(SHORT, SHORT, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(codes, [SHORT, SHORT])
+    scales, zeros = torch.ones(SHORT), torch.zeros(SHORT, dtype=torch.int32)
+
+    def product() -> object:
+        return torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
+        )
+
+    return 2 * SHORT**3 / _median(product, device)
+
+
+def _call(device: torch.device) -> float:
+    x, weight = torch.ones(1, 64, device=device), torch.ones(64, 64, device=device)
+
+    def calls() -> None:
+        for _ in range(CALLS):
+            torch.nn.functional.linear(x, weight)
+
+    return _median(calls, device) / CALLS
+
+
+def _median(run: Callable[[], object], device: torch.device) -> float:
+    """Median seconds; the first call is not counted."""
+    found = []
+    for _ in range(TRIES + 1):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - began)
+    return median(found[1:])
