@@ -72,6 +72,4 @@ def _bounds(base: Row, batch: Sequence[int]) -> list[str]:
     parts = [f"prefill by {words[base['foretold']['prefill']['bound']]}"]
     steps = base["foretold"]["decode"]
     parts += [f"decode at batch {size} by {words[steps[str(size)]['bound']]}" for size in batch]
-    return [
-        f"By the roofline bf16 is bound in {', '.join(parts)}: fewer bits help reading, integers help multiplying."
-    ]
+    return [f"By the roofline bf16 is bound in {', '.join(parts)}: fewer bits help reading, integers help multiplying."]
