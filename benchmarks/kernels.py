@@ -41,7 +41,7 @@ def main() -> None:
     write_result("kernels", {"threads": given.threads, "ratios": found})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _ratios(out: int, width: int, rows: int, seconds: float) -> dict[str, dict[str, float]]:
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(out, width, generator=draw) / width**0.5
@@ -95,7 +95,7 @@ def _eager(weight: Tensor) -> Run:
 
 
 def _prepacked(weight: Tensor, rows: int) -> Run:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), rows)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
