@@ -10,17 +10,10 @@ from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM, LlamaCon
 from subeight.errors import KernelError
 from subeight.kv.cache import KVCache, KVLayer
 from subeight.kv.policy import KVPolicy
+from tests.models.families import COMMON
 from tests.oracles import kv_cache as oracle
 
-SMALL = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 96,
-    "vocab_size": 128,
-    "head_dim": 16,
-}
+SMALL = {**COMMON, "head_dim": 16}
 
 
 def llama(**changed: object) -> LlamaForCausalLM:

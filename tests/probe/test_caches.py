@@ -6,15 +6,9 @@ from subeight.kv.cache import KVCache
 from subeight.kv.policy import KVPolicy
 from subeight.probe import caches
 from subeight.text.needles import Needle
+from tests.models.families import COMMON
 
-CONFIG = LlamaConfig(
-    hidden_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=96,
-    vocab_size=128,
-)
+CONFIG = LlamaConfig(**COMMON)
 
 
 @pytest.fixture(scope="module")

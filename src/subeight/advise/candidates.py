@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from subeight.advise.schemes import Scheme
+from subeight.errors import KernelError
 from subeight.formats import Scales, quantize
 from subeight.kernels.linear import QuantLinear
 from subeight.kv.cache import KVCache
+from subeight.kv.memory import Shape
 from subeight.models.model import Model
 from subeight.models.packed import load_packed
 
@@ -125,7 +127,10 @@ def _stored_by(model: Model, scheme: Scheme, dtype: torch.dtype, device: torch.d
     for view in model.views():
         name = view.info.name
         if view.parameter != f"{name}.weight":
-            continue
+            raise KernelError(
+                f"{name} is a slice of a fused parameter, which no kernel here runs packed, so no scheme can be timed "
+                f"on {model.label}; advise is for models whose linears are modules of their own."
+            )
         plain = module.get_submodule(name)
         weight = view.of(plain.weight).float()
         owner, _, tail = name.rpartition(".")
@@ -140,10 +145,8 @@ def _fill(
     module: PreTrainedModel, cache: Cache, batch: int, context: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Random keys and values of `context` tokens in every layer."""
-    text = module.config.get_text_config(decoder=True)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    shape = Shape.of(module.config)
     draw = torch.Generator().manual_seed(0)
-    states = torch.randn(batch, heads, context, dim, generator=draw).to(device, dtype)
-    for index in range(text.num_hidden_layers):
+    states = torch.randn(batch, shape.heads, context, shape.head_dim, generator=draw).to(device, dtype)
+    for index in range(len(shape.sliding)):
         cache.update(states, states, index)

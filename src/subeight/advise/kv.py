@@ -6,7 +6,7 @@ keys and values, all by the same chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -40,12 +40,14 @@ class Loaded:
     trunk: str
     head: Head
     nbytes: int
+    warnings: Sequence[str]
 
     @classmethod
     def of(cls, name: str, model: Model, dtype: torch.dtype, device: torch.device) -> Loaded:
         """Loads it, quantized linears on their codes."""
         packed = load_packed(model, dtype, device)
-        return cls(name, packed.module, model.skeleton.trunk_name, Shell(model, dtype, device).head(), packed.nbytes)
+        head = Shell(model, dtype, device).head()
+        return cls(name, packed.module, model.skeleton.trunk_name, head, packed.nbytes, packed.warnings)
 
     def cache(self, policy: KVPolicy) -> KVCache:
         """An empty cache of this model."""
@@ -76,14 +78,13 @@ class Reference:
     answers: Sequence[Sequence[int]]
 
 
-def reference(base: Loaded, text: Text, advance: Callable[[], None] = lambda: None) -> Reference:
+def reference(base: Loaded, text: Text) -> Reference:
     """Runs the baseline once."""
     states, nll, answers = [], [], []
     for window in text.windows:
         states.append(final_states(base.module, base.trunk, window, base.cache(KVPolicy()), text.chunk))
         nll.append(_nll(states[-1], base.head, window))
         answers.append(_written(base, window, text, base.cache(KVPolicy())))
-        advance()
     return Reference(states, nll, answers)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from subeight.advise.machine import Machine
@@ -102,9 +101,3 @@ def _step(machine: Machine, sizes: Sizes, scheme: Scheme, rows: int, cache: int,
 
 def _stored(scheme: Scheme, shape: tuple[int, int]) -> int:
     return BF16 * shape[0] * shape[1] if scheme.weights is None else scheme.weights.stored_bits(shape) // 8
-
-
-def named(names: Sequence[str]) -> list[Scheme]:
-    """The schemes of these names; bf16 is always among them."""
-    known = {scheme.name: scheme for scheme in SCHEMES}
-    return [known["bf16"], *(known[name] for name in names if name != "bf16")]

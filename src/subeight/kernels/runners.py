@@ -83,9 +83,9 @@ class LookUp:
 
     @staticmethod
     def why_not(ask: Ask) -> str | None:
-        kernels = native()
         if ask.device.type != "cpu":
             return "it runs on CPUs"
+        kernels = native()
         if isinstance(kernels, str):
             return kernels
         if not kernels.has_lookup:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
-from subeight.kv.policy import KVPolicy, run_of
+from subeight.kv.policy import KVPolicy, run_of, stored_bits
 
 FULL_BITS = 16
 
@@ -42,7 +42,7 @@ def cache_bytes(shape: Shape, policy: KVPolicy, context: int, batch: int = 1) ->
             run = 1 if format is None or axis == "token" else run_of(format)
             beyond = max(tokens - sinks - policy.window, 0) // run * run
             stored = 0 if format is None else beyond
-            bits = KVPolicy(format, format, axis=policy.axis).bits(shape.head_dim)[axis == "token"]
+            bits = stored_bits(format, shape.head_dim, axis)
             total += shape.heads * shape.head_dim * (stored * bits + (tokens - stored) * FULL_BITS) / 8
     return round(total) * batch
 

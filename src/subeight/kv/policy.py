@@ -114,7 +114,7 @@ class KVPolicy:
 
     def bits(self, head_dim: int) -> tuple[float, float]:
         """Stored bits of a key and of a value beyond window and sinks, 16 where nothing is rounded."""
-        return _bits(self.keys, head_dim, self.axis), _bits(self.values, head_dim, "token")
+        return stored_bits(self.keys, head_dim, self.axis), stored_bits(self.values, head_dim, "token")
 
 
 def run_of(format: Format) -> int:
@@ -122,8 +122,8 @@ def run_of(format: Format) -> int:
     return format.group or 64
 
 
-def _bits(format: Format | None, head_dim: int, axis: str) -> float:
-    """Codes, and for each group a scale and a byte for the zero point."""
+def stored_bits(format: Format | None, head_dim: int, axis: str) -> float:
+    """Bits of one number: its code, and its part of the group's scale and of a byte for the zero point."""
     if format is None:
         return 16.0
     width = run_of(format) if axis == "channel" else min(format.group or head_dim, head_dim)

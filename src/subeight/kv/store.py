@@ -27,7 +27,6 @@ class Store:
     format: Format
     along_tokens: bool
     rotated: bool = False
-    search: str = "absmax"
     heads: int = 0
     dim: int = 0
     _parts: dict[str, Tensor] = field(default_factory=dict)
@@ -54,7 +53,7 @@ class Store:
             lines, runs = self.heads * self.dim, count // self.run
         else:
             shaped, lines, runs = states.reshape(-1, self.dim), self.heads, count
-        weight = quantize(shaped, self.format, search=self.search)
+        weight = quantize(shaped, self.format)
         for name, part in zip(PARTS, self._packed(weight), strict=True):
             if part is not None:
                 new = part.reshape(batch, lines, runs, -1)

@@ -29,6 +29,14 @@ class Packed:
         plain = {value.data_ptr(): value.nbytes for value in self.module.parameters()}
         return sum(plain.values()) + sum(linear.nbytes for linear in self.linears.values())
 
+    @property
+    def warnings(self) -> list[str]:
+        """One for each reason why quantized linears stay dense."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.dense.items():
+            found.setdefault(reason.replace(name, "it"), []).append(name)
+        return [f"{len(names)} quantized linears stay dense ({names[0]}, ...): {why}" for why, names in found.items()]
+
 
 def load_packed(model: Model, dtype: torch.dtype, device: torch.device | str = "cpu") -> Packed:
     """Loads `model` in `dtype`, quantized linears as `QuantLinear`; nothing of them is ever dequantized whole.
@@ -65,7 +73,7 @@ def _replace_linears(found: Packed, model: Model, device: torch.device, dtype: t
         if name not in codes:
             continue
         if view.parameter != f"{name}.weight":
-            found.dense[name] = "it is a slice of a fused parameter"
+            found.dense[name] = "it is a slice of a fused parameter" + _unrounded(model, name)
             continue
         linear = _packed(found, model, name, device)
         if linear is not None:
@@ -81,13 +89,19 @@ def _packed(found: Packed, model: Model, name: str, device: torch.device) -> Qua
     try:
         weight = model.codes.read(name)
     except ModelError as error:
-        found.dense[name] = str(error)
+        found.dense[name] = str(error) + _unrounded(model, name)
         return None
     inputs = model.codes.inputs(name)
     format, scales = (None, None) if inputs is None else inputs
     static = None if scales is None else Scales(scales.scales.to(device))
     found.linears[name] = QuantLinear(weight.to(device), inputs=format, scales=static)
     return found.linears[name]
+
+
+def _unrounded(model: Model, name: str) -> str:
+    """A linear that stays dense reads its inputs as they are: told where the checkpoint rounds them."""
+    inputs = None if model.codes is None else model.codes.inputs(name)
+    return "" if inputs is None else f"; its inputs are not rounded to {inputs[0]} here"
 
 
 def _replace_head(found: Packed, model: Model, codes_of: set[str]) -> None:

@@ -55,7 +55,7 @@ def bench(
             rows.append({name: found.numbers() for name, found in timed.items()} | {"ratio": _ratio(timed)})
         plain = sum(value.nbytes for value in modules[PLAIN].parameters())
         numbers = {"rows": rows, "dequantized_bytes": plain, **held(packed)}
-        record = session.record(coordinates, numbers, subject={"model": opened.label})
+        record = session.record(coordinates, numbers, subject={"model": opened.label}, warnings=packed.warnings)
         return finish(run, record, tuple(_sentence(row) for row in rows))
 
 

@@ -54,7 +54,7 @@ def generate(
     text = tokenizer.decode(found, skip_special_tokens=True)
     numbers = {"text": text, "prompt_tokens": ids.shape[1], "new_tokens": len(found), **clock.numbers(), **held(packed)}
     coordinates = Coordinates(baseline=opened.coordinate, stack=session.stack.hash)
-    record = session.record(coordinates, numbers, subject={"model": opened.label})
+    record = session.record(coordinates, numbers, subject={"model": opened.label}, warnings=packed.warnings)
     return Result(record, lines=(_sentence(numbers),))
 
 

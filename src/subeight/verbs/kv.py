@@ -74,7 +74,12 @@ def kv(
             "serving": {str(policy): [flags.numbers() for flags in serving_flags(policy)] for policy in parsed},
             "findings": sentences,
         }
-        record = session.record(coordinates, numbers, subject={"model": opened.label, "weights": list(weights)})
+        record = session.record(
+            coordinates,
+            numbers,
+            subject={"model": opened.label, "weights": list(weights)},
+            warnings=[f"{one.name}: {words}" for one in loaded for words in one.warnings],
+        )
         return finish(run, record, (*map(_line, cells), *sentences))
 
 
@@ -89,10 +94,7 @@ def _text(session: Session, model: Model, context: int, windows: int, retrieval:
     tokenizer, options = model.tokenizer(), session.options
     rows = [torch.tensor(w, device=session.device) for w in long_windows(options.evals, tokenizer, context, windows)]
     hidden = [
-        needle
-        for count in (1, 4)
-        for needle in needles(tokenizer, [context], DEPTHS, count, retrieval, options.seed)
-        if retrieval
+        needle for count in (1, 4) for needle in needles(tokenizer, [context], DEPTHS, count, retrieval, options.seed)
     ]
     return Text(context, rows, hidden, min(written, context // 2))
 
