@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from subeight.errors import ModelError
+from subeight.formats import QTensor
 from subeight.models.model import Model
 from subeight.models.packed import Packed, load_packed
 from tests.engine.conftest import checkpoint  # noqa: F401 - a fixture
@@ -72,3 +74,24 @@ def test_generates_and_holds_less(checkpoint: Find, tmp_path: Path) -> None:  # 
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     assert packed.module.generate(ids, **options).shape == plain.generate(ids, **options).shape
     assert packed.nbytes < 0.6 * sum(value.nbytes for value in plain.parameters())
+
+
+def test_what_stays_dense_is_told_with_its_inputs(checkpoint: Find, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    recipe, target = RECIPES["int8"]
+    quantize(checkpoint("llama"), recipe, tmp_path / "out", calibration(), target)
+    model, name = Model(tmp_path / "out"), "model.layers.0.mlp.up_proj"
+    assert model.codes is not None
+    read = model.codes.read
+
+    def refused(asked: str) -> QTensor:
+        if asked == name:
+            raise ModelError(f"{asked} has no codes in a format of ours")
+        return read(asked)
+
+    monkeypatch.setattr(model.codes, "read", refused)
+    packed = load_packed(model, torch.float32)
+    assert list(packed.dense) == [name] and "not rounded to int8:token" in packed.dense[name]
+    assert packed.warnings == [
+        f"1 quantized linears stay dense ({name}, ...): it has no codes in a format of ours; "
+        "its inputs are not rounded to int8:token:sym here"
+    ]
