@@ -103,6 +103,14 @@ def test_the_table_says_who_runs_how_many_rows_and_why():
     assert "not symmetric int8" in odd.passed["oneDNN int8"]
 
 
+@pytest.mark.parametrize("fast, name", [(True, "oneDNN int8"), (False, "dequantize")])
+def test_a_slow_reference_of_int8_is_not_chosen(monkeypatch, fast, name):
+    monkeypatch.setattr(runners, "multiplies_int8", lambda: fast)
+    layer = QuantLinear(drawn("int8:channel"), inputs=Format.parse("int8:token"))
+    assert layer.choice.name == name
+    assert fast or "slow reference" in layer.choice.passed["oneDNN int8"]
+
+
 def test_without_a_compiler_everything_still_works(monkeypatch):
     monkeypatch.setattr(runners, "native", lambda: "the C++ kernels could not be built (no compiler): install one.")
     layer = linear.QuantLinear(drawn("int4:g64"))

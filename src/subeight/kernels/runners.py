@@ -6,7 +6,9 @@ apart are `QuantLinear`'s. `Twin` is the reference of all: dequantize and multip
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -21,6 +23,8 @@ from subeight.kernels.gemv import can_pack, multiply_looked_up, pack_matrix, unp
 from subeight.kernels.inputs import rounded_codes
 from subeight.kernels.native import Native, native
 
+SIDE = 192  # of the matrices by which oneDNN's int8 is tried
+SLOWEST = 1e9  # operations a second: a reference does a tenth of them, vector instructions a hundredfold
 ONE_BY_ONE = 8  # rows up to which reading packed codes beats dequantizing all of them first
 
 
@@ -138,7 +142,7 @@ class Int8:
             return f"inputs are {ask.inputs}, not one scale per token or tensor"
         if ask.inputs.rotated != ask.weights.rotated:
             return "inputs and weights are rounded in different bases"
-        return None
+        return None if multiplies_int8() else "oneDNN has but a slow reference of it for this CPU"
 
     @property
     def nbytes(self) -> int:
@@ -158,6 +162,20 @@ class Int8:
         return torch.ops.onednn.qlinear_pointwise(
             codes, scale, 0, self._weight, self._scales, self._zeros, None, 1.0, 0, dtype, "none", [], ""
         )
+
+
+@cache
+def multiplies_int8() -> bool:
+    """Whether oneDNN multiplies int8 by vector instructions here, by the best of a few tries."""
+    codes = torch.ones(SIDE, SIDE, dtype=torch.int8)
+    weight = QTensor(Format.parse("int8:channel"), (SIDE, SIDE), codes, torch.ones(SIDE, 1))
+    runner = Int8(weight, Format.parse("int8:token"), None)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        runner._product(codes, 1.0, torch.bfloat16)
+        seconds.append(time.perf_counter() - began)
+    return 2 * SIDE**3 / min(seconds) > SLOWEST
 
 
 def _loaded() -> Native:
