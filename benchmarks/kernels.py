@@ -16,9 +16,9 @@ from benchmarks.common import spread, write_result
 from torch import Tensor
 
 from subeight.formats import Format, QTensor, Scales, quantize
-from subeight.kernels.gemv import multiply_rounded, pack_matrix
 from subeight.kernels.linear import QuantLinear
 from subeight.kernels.native import native
+from subeight.kernels.products import multiply_rounded, pack_matrix
 
 SHAPES = ((1536, 576), (8192, 2048), (4096, 4096))  # [out, in]
 CACHES = 160 << 20  # bytes that no cache holds

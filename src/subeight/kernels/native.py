@@ -22,7 +22,7 @@ import ninja
 import torch
 from torch.utils import cpp_extension
 
-SOURCE = Path(__file__).parent / "native" / "gemv.cpp"
+SOURCES = Path(__file__).parent / "native"
 _AVX2, _AVX512, _LOOKUP = 2, 4, 8  # bits of `subeight_forms`
 _FLAGS = ["/O2", "/openmp", "/std:c++17"] if sys.platform == "win32" else ["-O3", "-march=native", "-std=c++17"]
 _OPENMP = [] if sys.platform in ("win32", "darwin") else ["-fopenmp"]  # Apple's compiler has none: one thread there
@@ -46,6 +46,11 @@ class Native:
         return bool(self.forms & _AVX512)
 
     @property
+    def has_int8(self) -> bool:
+        """Products of int8 rows with int8 weights by vector instructions."""
+        return self.has_bytes and self.has_lookup
+
+    @property
     def has_lookup(self) -> bool:
         """Products of bf16 with values from a table."""
         return bool(self.forms & _LOOKUP)
@@ -65,19 +70,21 @@ def native() -> Native | str:
     ends = [pointer, pointer, number, number, number]
     library.subeight_vnni.argtypes = [pointer] * 3 + [number] * 6 + ends
     library.subeight_lookup.argtypes = [pointer] * 4 + [number] * 4 + ends
+    scale: Any = ctypes.c_float
+    library.subeight_int8.argtypes = [pointer] * 2 + [number] * 2 + [scale] * 2 + ends
     library.subeight_unpack.argtypes = [pointer] * 4 + [number] * 4 + [pointer, number]
     return Native(library, library.subeight_forms())
 
 
 def _built() -> Path:
-    name = f"subeight_gemv_{_cpu()}"
+    name = f"subeight_{_made_of()}"
     folder = Path(cpp_extension._get_build_directory(name, verbose=False))
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), ninja.BIN_DIR])  # where the loader looks for it
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         cpp_extension.load(
             name,
-            [str(SOURCE)],
+            [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
             extra_cflags=_FLAGS + _OPENMP,
             extra_ldflags=_OPENMP,
             build_directory=str(folder),
@@ -86,9 +93,10 @@ def _built() -> Path:
     return next(path for path in sorted(folder.iterdir()) if path.suffix in (".so", ".pyd", ".dll", ".dylib"))
 
 
-def _cpu() -> str:
-    """What a build for the very CPU depends on: a cache may be shared by machines."""
+def _made_of() -> str:
+    """What a build depends on: the sources, and the very CPU, since a cache may be shared by machines."""
     about = Path("/proc/cpuinfo")
     flags = [line for line in about.read_text().splitlines() if line.startswith("flags")][:1] if about.is_file() else []
     told = [platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability(), *flags]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir()) if path.is_file()]
+    return hashlib.sha256("\n".join([*told, *sources]).encode()).hexdigest()[:12]

@@ -19,9 +19,9 @@ from subeight.errors import KernelError
 from subeight.formats import Format, QTensor, Scales
 from subeight.formats.activations import fake_quantize
 from subeight.formats.rotation import rotate
-from subeight.kernels.gemv import can_pack, multiply_looked_up, pack_matrix, unpack_matrix
 from subeight.kernels.inputs import rounded_codes
 from subeight.kernels.native import Native, native
+from subeight.kernels.products import can_pack, multiply_int8, multiply_looked_up, pack_matrix, unpack_matrix
 
 SIDE = 192  # of the matrices by which oneDNN's int8 is tried
 SLOWEST = 1e9  # operations a second: a reference does a tenth of them, vector instructions a hundredfold
@@ -119,7 +119,7 @@ class LookUp:
 
 
 class Int8:
-    """oneDNN's integer product: int8 weights per channel, int8 inputs per token or, fixed, per tensor."""
+    """oneDNN's product of int8 weights, a scale per channel, with int8 inputs, per token or, fixed, per tensor."""
 
     def __init__(self, weight: QTensor, inputs: Format | None, scales: Scales | None) -> None:
         assert inputs is not None
@@ -134,14 +134,9 @@ class Int8:
     def why_not(ask: Ask) -> str | None:
         if ask.device.type != "cpu":
             return "it runs on CPUs"
-        if not (ask.weights.grid == "int8" and ask.weights.symmetric and ask.weights.group is None):
-            return f"weights are {ask.weights}, not symmetric int8 with a scale per channel"
-        if ask.inputs is None or ask.inputs.grid != "int8" or not ask.inputs.symmetric:
-            return "inputs are not symmetric int8"
-        if ask.inputs.per not in ("token", "tensor"):
-            return f"inputs are {ask.inputs}, not one scale per token or tensor"
-        if ask.inputs.rotated != ask.weights.rotated:
-            return "inputs and weights are rounded in different bases"
+        reason = _why_not_int8(ask)
+        if reason is not None:
+            return reason
         return None if multiplies_int8() else "oneDNN has but a slow reference of it for this CPU"
 
     @property
@@ -162,6 +157,57 @@ class Int8:
         return torch.ops.onednn.qlinear_pointwise(
             codes, scale, 0, self._weight, self._scales, self._zeros, None, 1.0, 0, dtype, "none", [], ""
         )
+
+
+class OwnInt8:
+    """Our own C++ for the same: inputs are rounded and multiplied in one call."""
+
+    def __init__(self, weight: QTensor, inputs: Format | None, scales: Scales | None) -> None:
+        assert inputs is not None
+        self._kernels = _loaded()
+        self._weight = pack_matrix(weight)
+        self._inputs, self._rotated, self._fixed = inputs.plain, weight.format.rotated, scales
+
+    @staticmethod
+    def why_not(ask: Ask) -> str | None:
+        if ask.device.type != "cpu":
+            return "it runs on CPUs"
+        kernels = native()
+        if isinstance(kernels, str):
+            return kernels
+        if not kernels.has_int8:
+            return "this CPU has no vector instructions for it"
+        reason = _why_not_int8(ask)
+        if reason is None and not can_pack(ask.weights, ask.shape):
+            return f"it packs whole units of four columns and scales in bf16, not {ask.weights} of {ask.shape}"
+        return reason
+
+    @property
+    def nbytes(self) -> int:
+        return self._weight.nbytes
+
+    def kernel(self, rows: int) -> str:  # noqa: ARG002 - one for all
+        return "int8"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        turned = rotate(x).to(x.dtype) if self._rotated else x
+        if self._inputs.per == "token":
+            return multiply_int8(turned, self._weight, None, self._kernels)
+        scale = self._fixed.effective if self._fixed else rounded_codes(turned, self._inputs, None)[1]
+        return multiply_int8(turned, self._weight, float(scale), self._kernels)
+
+
+def _why_not_int8(ask: Ask) -> str | None:
+    """Whether weights and inputs are what products of int8 with int8 take."""
+    if not (ask.weights.grid == "int8" and ask.weights.symmetric and ask.weights.group is None):
+        return f"weights are {ask.weights}, not symmetric int8 with a scale per channel"
+    if ask.inputs is None or ask.inputs.grid != "int8" or not ask.inputs.symmetric:
+        return "inputs are not symmetric int8"
+    if ask.inputs.per not in ("token", "tensor"):
+        return f"inputs are {ask.inputs}, not one scale per token or tensor"
+    if ask.inputs.rotated != ask.weights.rotated:
+        return "inputs and weights are rounded in different bases"
+    return None
 
 
 @cache

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from subeight.formats import QTensor, Scales
-from subeight.kernels.runners import Ask, Int8, LookUp, Runner, Twin
+from subeight.kernels.runners import Ask, Int8, LookUp, OwnInt8, Runner, Twin
 
-TABLE: tuple[tuple[str, type[Int8] | type[LookUp] | type[Twin]], ...] = (
+Kind = type[Int8] | type[OwnInt8] | type[LookUp] | type[Twin]
+
+TABLE: tuple[tuple[str, Kind], ...] = (
     ("oneDNN int8", Int8),
+    ("int8", OwnInt8),
     ("look-up", LookUp),
     ("dequantize", Twin),
 )
@@ -19,7 +22,7 @@ class Choice:
     """What runs a linear, and why what stands before it in the table does not."""
 
     name: str
-    runner: type[Int8] | type[LookUp] | type[Twin]
+    runner: Kind
     passed: dict[str, str]
 
     def hold(self, weight: QTensor, ask: Ask, scales: Scales | None) -> Runner:

@@ -1,113 +1,13 @@
 // Products of a few rows with a packed matrix: y[rows, out] = x[rows, in] * dequantized(w)[out, in]^T.
 //
-// Layout. Sixteen outputs are one block. Inside it a unit is 16 outputs x 4 columns, one byte a code, byte 4 * o + c: one
-// 512-bit register whose 32-bit lanes are outputs. A run packs 8 / BITS units into 64 bytes, unit u in the bits
-// u * BITS and on; 3 bits are a run of 2 bits (four units) followed by four 64-bit masks of the third bit. 8 bits are a
-// unit each. Runs go along the columns, blocks along the outputs.
-//
 // Two forms. `vnni`: x is rounded to int8 per block of at most 64 columns, products are exact integers. `lookup`: codes
 // become bf16 values through a table (any codebook), x stays bf16, sums are float32.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "packed.h"
 
-#if defined(__AVX512BW__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
-#if defined(__AVX512BW__) && defined(__AVX512VNNI__)
-#define HAS_VNNI512 1
-#endif
-#if defined(__AVX512BW__) && defined(__AVX512BF16__) && defined(__BMI2__)
-#define HAS_LOOKUP 1
-#endif
+using namespace subeight;
 
 namespace {
-
-constexpr int kOutputs = 16;  // of a block
-constexpr int kUnit = 4;      // columns of a unit
-
-template <int BITS>
-constexpr int units_of_run() {
-  return BITS == 3 ? 4 : 8 / BITS;
-}
-
-template <int BITS>
-constexpr int bytes_of_run() {
-  return BITS == 3 ? 96 : 64;
-}
-
-float from_bf16(uint16_t value) {
-  uint32_t bits = static_cast<uint32_t>(value) << 16;
-  float found;
-  std::memcpy(&found, &bits, 4);
-  return found;
-}
-
-uint16_t to_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-// One matrix as it is packed.
-struct Matrix {
-  const uint8_t* codes;
-  const uint16_t* scales;  // bf16 [blocks, groups, 16]
-  const uint8_t* zeros;    // [blocks, groups, 16], or null: `zero` for all
-  int zero;
-  int out, in, group;
-  int groups() const { return in / group; }
-  int blocks() const { return (out + kOutputs - 1) / kOutputs; }
-};
-
-// The rows of x, and where y goes.
-struct Rows {
-  const void* x;
-  void* y;
-  int count;
-  bool is_bf16;
-  float input(int row, int column, int in) const {
-    const int64_t at = static_cast<int64_t>(row) * in + column;
-    return is_bf16 ? from_bf16(static_cast<const uint16_t*>(x)[at]) : static_cast<const float*>(x)[at];
-  }
-  void output(int row, int column, int out, float value) const {
-    const int64_t at = static_cast<int64_t>(row) * out + column;
-    if (is_bf16) static_cast<uint16_t*>(y)[at] = to_bf16(value);
-    else static_cast<float*>(y)[at] = value;
-  }
-};
-
-template <typename Work>
-void over_blocks(int blocks, int threads, const Work& work) {
-#if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-#endif
-  for (int block = 0; block < blocks; ++block) work(block);
-}
-
-// One code of a run, whatever the CPU.
-template <int BITS>
-inline int code_of(const uint8_t* run, int unit, int byte) {
-  if constexpr (BITS == 8) return run[byte];
-  constexpr int low = BITS == 3 ? 2 : BITS;
-  int code = (run[byte] >> (low * unit)) & ((1 << low) - 1);
-  if constexpr (BITS == 3) code += 4 * ((run[64 + 8 * unit + byte / 8] >> (byte % 8)) & 1);
-  return code;
-}
 
 #if defined(HAS_VNNI512)
 
@@ -357,8 +257,7 @@ void lookup_block(const Matrix& w, const Rows& rows, int first, const Shuffled& 
     for (int row = 0; row < ROWS; ++row) sums[row] = _mm512_setzero_ps();
     for (int column = group * w.group; column < (group + 1) * w.group; column += run_columns, run += run_bytes)
       look_up_run<BITS, ROWS>(run, tables, inputs, column, sums);
-    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w.scales + place));
-    const __m512 scales = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+    const __m512 scales = widened(w.scales + place);
     for (int row = 0; row < ROWS; ++row) {
       if (w.zeros) {
         const __m128i zeros = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zeros + place));
@@ -391,33 +290,6 @@ void lookup(const Matrix& w, const Rows& rows, const uint16_t* table, int thread
 }
 
 #endif
-
-template <int BITS>
-void unpack(const Matrix& w, const float* table, uint16_t* values, int threads) {
-  constexpr int run_columns = units_of_run<BITS>() * kUnit, run_bytes = bytes_of_run<BITS>();
-  const int runs = w.in / run_columns;
-  over_blocks(w.blocks(), threads, [&](int block) {
-    const int outputs = std::min(kOutputs, w.out - block * kOutputs);
-    const uint8_t* first = w.codes + static_cast<int64_t>(block) * runs * run_bytes;
-    for (int lane = 0; lane < outputs; ++lane) {
-      uint16_t* row = values + (static_cast<int64_t>(block) * kOutputs + lane) * w.in;
-      for (int group = 0; group < w.groups(); ++group) {
-        const int64_t place = (static_cast<int64_t>(block) * w.groups() + group) * kOutputs + lane;
-        const float scale = from_bf16(w.scales[place]), zero = w.zeros ? w.zeros[place] : 0;
-        uint16_t scaled[1 << BITS];
-        if constexpr (BITS < 8)
-          for (int code = 0; code < 1 << BITS; ++code) scaled[code] = to_bf16(scale * (table[code] - zero));
-        for (int at = group * (w.group / run_columns); at < (group + 1) * (w.group / run_columns); ++at)
-          for (int unit = 0; unit < units_of_run<BITS>(); ++unit)
-            for (int column = 0; column < kUnit; ++column) {
-              const int code = code_of<BITS>(first + static_cast<int64_t>(at) * run_bytes, unit, kUnit * lane + column);
-              row[at * run_columns + unit * kUnit + column] =
-                  BITS < 8 ? scaled[code] : to_bf16(scale * (table[code] - zero));
-            }
-      }
-    }
-  });
-}
 
 template <int BITS>
 void vnni(const Matrix& w, const Rows& rows, int step, int threads) {
@@ -482,17 +354,4 @@ EXPORT int subeight_lookup(const uint8_t* codes, const uint16_t* scales, const u
   (void)rows, (void)is_bf16, (void)threads;
   return 1;
 #endif
-}
-
-// All of the matrix in bf16 [out, in]; `table`: the value of every code. Returns 0, or 1 for unknown bits.
-EXPORT int subeight_unpack(const uint8_t* codes, const uint16_t* scales, const uint8_t* zeros, const float* table, int bits,
-                           int out, int in, int group, uint16_t* values, int threads) {
-  const Matrix w{codes, scales, zeros, 0, out, in, group};
-  switch (bits) {
-    case 2: unpack<2>(w, table, values, threads); return 0;
-    case 3: unpack<3>(w, table, values, threads); return 0;
-    case 4: unpack<4>(w, table, values, threads); return 0;
-    case 8: unpack<8>(w, table, values, threads); return 0;
-    default: return 1;
-  }
 }

@@ -1,6 +1,6 @@
-"""Few rows times a packed matrix on a CPU, by our own C++: 2, 3, 4 and 8 bits, integers or any codebook.
+"""Rows times a packed matrix on a CPU, by our own C++: 2, 3, 4 and 8 bits, integers or any codebook.
 
-How a matrix is laid out is told in `native/gemv.cpp`.
+How a matrix is laid out is told in `native/packed.h`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from subeight.kernels.native import Native
 OUTPUTS = 16  # of a block
 UNIT = 4  # columns of a unit
 STEP = 64  # columns of x that share a scale at most
+INT8_PEAK = Format.parse("int8:token").values.peak  # what the largest value of a row is stretched to
 TYPES = {torch.bfloat16: 1, torch.float32: 0}
 
 
@@ -97,6 +98,21 @@ def multiply_rounded(x: Float[Tensor, "rows in"], weight: PackedMatrix, kernels:
         gcd(weight.group, STEP),
         *_ends(x, y),
     )
+    return _checked(y, status, weight)
+
+
+def multiply_int8(
+    x: Float[Tensor, "rows in"], weight: PackedMatrix, fixed: float | None, kernels: Native
+) -> Float[Tensor, "rows out"]:
+    """x, rounded to int8 with a scale per row or the `fixed` one, times codes of 8 bits with a scale per channel.
+
+    Rounds as `rounded_codes` does; sums are exact integers.
+    """
+    if weight.bits != 8 or weight.group != weight.shape[1] or weight.zeros is not None or not weight.is_integer:
+        raise KernelError("int8 products take symmetric int8 weights with a scale per channel.")
+    x, y = _operands(x, weight)
+    codes, scales, _ = _matrix(weight)
+    status = kernels.library.subeight_int8(codes, scales, *weight.shape, fixed or 0.0, INT8_PEAK, *_ends(x, y))
     return _checked(y, status, weight)
 
 
