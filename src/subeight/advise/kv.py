@@ -70,6 +70,17 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Every token of the windows but the first: divergence, loss, place, segment; and the cache's bytes."""
+
+    kl: np.ndarray
+    nll: np.ndarray
+    place: np.ndarray
+    segment: np.ndarray
+    held: int
+
+
+@dataclass(frozen=True)
 class Reference:
     """What the full model with full keys and values makes of a text."""
 
@@ -88,10 +99,8 @@ def reference(base: Loaded, text: Text) -> Reference:
     return Reference(states, nll, answers)
 
 
-def measure(
-    base: Loaded, loaded: Loaded, policy: KVPolicy, text: Text, known: Reference, seed: int = 0
-) -> dict[str, Any]:
-    """One checkpoint under one policy at one context."""
+def losses(base: Loaded, loaded: Loaded, policy: KVPolicy, text: Text, known: Reference) -> Losses:
+    """Reads the windows under a policy."""
     parts, held = [], 0
     for number, window in enumerate(text.windows):
         cache = loaded.cache(policy)
@@ -101,26 +110,35 @@ def measure(
     kl, rise = (np.concatenate([getattr(part, name)[0].numpy() for part in parts]) for name in ("kl", "nll"))
     nll = np.concatenate([part.numpy() for part in known.nll]) + rise
     place = np.concatenate([np.arange(len(window) - 1) for window in text.windows])
-    segment = (
-        np.repeat(np.arange(len(text.windows)), [len(w) - 1 for w in text.windows]) * text.context + place // SEGMENT
-    )
+    windows = np.repeat(np.arange(len(text.windows)), [len(w) - 1 for w in text.windows])
+    return Losses(kl, nll, place, windows * text.context + place // SEGMENT, held)
+
+
+def measure(
+    base: Loaded, loaded: Loaded, policy: KVPolicy, text: Text, known: Reference, seed: int = 0
+) -> dict[str, Any]:
+    """One checkpoint under one policy at one context."""
+    read = losses(base, loaded, policy, text, known)
     right = [finds(loaded.module, needle, loaded.cache(policy), text.chunk) for needle in text.needles]
     same = [
         agreement(known.answers[number], _written(loaded, window, text, loaded.cache(policy)))
         for number, window in enumerate(text.windows)
     ]
-    found, perplexity = mean_interval(kl, segment, seed=seed), perplexity_interval(nll, segment, seed=seed)
+    found, perplexity = (
+        mean_interval(read.kl, read.segment, seed=seed),
+        perplexity_interval(read.nll, read.segment, seed=seed),
+    )
     return {
         "weights": loaded.name,
         "policy": str(policy),
         "context": text.context,
         "kl": found.value,
         "kl_ci": found.ci,
-        "kl_by_place": _by_place(kl, place, text.context),
+        "kl_by_place": _by_place(read.kl, read.place, text.context),
         "ppl": perplexity.value,
         "ppl_ci": perplexity.ci,
-        "nll_by_place": _by_place(nll, place, text.context),
-        "cache_bytes": held,
+        "nll_by_place": _by_place(read.nll, read.place, text.context),
+        "cache_bytes": read.held,
         "retrieval": _retrieval(text.needles, right),
         "agreement": float(np.mean(same)) if text.written else None,
     }

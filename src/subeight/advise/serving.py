@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from subeight.formats import Format
-from subeight.kv.policy import KVPolicy
+from subeight.kv.policy import SIDES, KVPolicy
 
 # llama.cpp's cache types by code bits: all in groups of 32 along the head's channels
 _LLAMA_CPP = {8: "q8_0", 5: "q5_0", 4: "q4_0", 3: "q4_0", 2: "q4_0"}
@@ -46,10 +47,19 @@ def _sglang(policy: KVPolicy) -> Flags:
 def _llama_cpp(policy: KVPolicy) -> Flags:
     if policy.is_full:
         return Flags("llama.cpp", "-ctk f16 -ctv f16", "nothing")
-    flags = f"-fa on -ctk {_type(policy.keys)} -ctv {_type(policy.values)}"
-    fewest = min(format.code_bits for format in (policy.keys, policy.values) if format is not None)
+    used = [_usual(policy, side) for side in SIDES]
+    flags = f"-fa on -ctk {_type(used[0])} -ctv {_type(used[1])}"
+    fewest = min((format.code_bits for format in used if format is not None), default=16)
     wider = "no fewer than 4 bits, " if fewest < 4 else ""
     return Flags("llama.cpp", flags, f"{wider}groups of 32 along the channels, {_beyond(policy)}")
+
+
+def _usual(policy: KVPolicy, side: str) -> Format | None:
+    """The format of most layers, where single ones are otherwise: an engine has one for all."""
+    own: Format | None = getattr(policy, side)
+    if own is not None or not policy.layers:
+        return own
+    return Counter(getattr(one, side) for one in policy.layers.values()).most_common(1)[0][0]
 
 
 def _type(format: Format | None) -> str:

@@ -89,7 +89,16 @@ def kv(
     windows: Annotated[int, typer.Option("--windows", min=1, help="windows of text for each context")] = 2,
     retrieval: Annotated[int, typer.Option("--retrieval", min=0, help="prompts for each depth")] = 2,
     written: Annotated[int, typer.Option("--written", min=0, help="tokens of each answer that is compared")] = 32,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="sequences, for the table of memory")] = 1,
+    formats: Annotated[
+        list[str] | None, typer.Option("--map", help="map each layer's keys and values in this format; repeatable")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="'3 bits' of a number, 'kl 0.01', or '24 GB' of weights and cache")
+    ] = None,
+    length: Annotated[
+        str | None, typer.Option("--length", help="tokens of each sequence, for a budget of bytes")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="sequences, for bytes of caches")] = 1,
     out: Out = None,
     evals: Evals = None,
     seed: Seed = 0,
@@ -120,6 +129,9 @@ def kv(
         windows=windows,
         retrieval=retrieval,
         written=written,
+        formats=formats or (),
+        budget=budget,
+        length=None if length is None else numbers("--length", length)[0],
         batch=batch,
         options=options,
     )

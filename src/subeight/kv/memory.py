@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
-from subeight.kv.policy import KVPolicy, run_of, stored_bits
+from subeight.formats import Format
+from subeight.kv.policy import SIDES, KVPolicy, run_of, stored_bits
 
 FULL_BITS = 16
 
@@ -33,18 +34,30 @@ class Shape:
 
 def cache_bytes(shape: Shape, policy: KVPolicy, context: int, batch: int = 1) -> int:
     """What the cache of `batch` sequences of `context` tokens holds under the policy, full precision in 16 bits."""
-    total = 0.0
-    for index, sliding in enumerate(shape.sliding):
-        one = policy.of_layer(index)
-        tokens = context if sliding is None else min(context, sliding - 1)
-        sinks = 0 if sliding is not None else policy.sinks
-        for format, axis in ((one.keys, policy.axis), (one.values, "token")):
-            run = 1 if format is None or axis == "token" else run_of(format)
-            beyond = max(tokens - sinks - policy.window, 0) // run * run
-            stored = 0 if format is None else beyond
-            bits = stored_bits(format, shape.head_dim, axis)
-            total += shape.heads * shape.head_dim * (stored * bits + (tokens - stored) * FULL_BITS) / 8
-    return round(total) * batch
+    sides = [(layer, side) for layer in range(len(shape.sliding)) for side in SIDES]
+    each = [
+        side_bytes(shape, policy, layer, side, getattr(policy.of_layer(layer), side), context) for layer, side in sides
+    ]
+    return round(sum(each)) * batch
+
+
+def side_bytes(shape: Shape, policy: KVPolicy, layer: int, side: str, format: Format | None, context: int) -> float:
+    """What the keys or the values of one layer and one sequence hold in this format, under the policy in all else."""
+    sliding = shape.sliding[layer]
+    axis = policy.axis if side == "keys" else "token"
+    tokens = context if sliding is None else min(context, sliding - 1)
+    sinks = 0 if sliding is not None else policy.sinks
+    run = 1 if format is None or axis == "token" else run_of(format)
+    stored = 0 if format is None else max(tokens - sinks - policy.window, 0) // run * run
+    bits = stored_bits(format, shape.head_dim, axis)
+    return shape.heads * shape.head_dim * (stored * bits + (tokens - stored) * FULL_BITS) / 8
+
+
+def mean_bits(shape: Shape, policy: KVPolicy) -> tuple[float, float]:
+    """Stored bits of a key and of a value beyond window and sinks, over the layers."""
+    each = [policy.bits(shape.head_dim, layer) for layer in range(len(shape.sliding))]
+    keys, values = zip(*each, strict=True)
+    return sum(keys) / len(each), sum(values) / len(each)
 
 
 def crossing(shape: Shape, policy: KVPolicy, weights: int, batch: int = 1, longest: int = 1 << 24) -> int | None:

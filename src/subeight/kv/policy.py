@@ -1,11 +1,13 @@
 """How keys and values are stored: a format each, how scales run, and which tokens stay in full precision.
 
-As text: `int4:g64`, `int4:g64,window=128,sinks=4`, `keys=int4:g64,values=int2:g32,axis=token,rotate`, `none`.
+As text: `int4:g64`, `int4:g64,window=128,sinks=4`, `keys=int4:g64,values=int2:g32,axis=token,rotate`, `none`; single
+layers: `int2:g64,0-3+7.keys=int4:g64,0.values=none`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 
@@ -14,6 +16,8 @@ from subeight.formats import Format
 
 AXES = ("channel", "token")
 ROPES = ("after", "before")
+SIDES = ("keys", "values")
+_SINGLE = re.compile(r"(?P<layers>\d+(?:-\d+)?(?:\+\d+(?:-\d+)?)*)\.(?P<side>keys|values)")
 EXAMPLE = "int4:g64,window=128,sinks=4 or keys=int8:token,values=int4:g64,axis=token"
 
 
@@ -56,7 +60,9 @@ class KVPolicy:
                 raise RecipeError(f"KV policy: {name} is {getattr(self, name)!r}; choose {' or '.join(allowed)}.")
         if self.window < 0 or self.sinks < 0:
             raise RecipeError("KV policy: window and sinks count tokens; give 0 or more.")
-        for one in (LayerPolicy(self.keys, self.values), *self.layers.values()):
+        every = LayerPolicy(self.keys, self.values)
+        object.__setattr__(self, "layers", {layer: one for layer, one in self.layers.items() if one != every})
+        for one in (every, *self.layers.values()):
             for format in (one.keys, one.values):
                 _check(format)
 
@@ -70,12 +76,17 @@ class KVPolicy:
         if text.strip().lower() in ("none", "full"):
             return cls()
         given: dict[str, object] = {}
+        single: dict[tuple[int, str], Format | None] = {}
         for part in (piece.strip() for piece in text.split(",")):
             name, equals, value = part.partition("=")
             if not equals and name != "rotate":
                 given |= dict.fromkeys(("keys", "values"), _format(name, text))
             elif name in ("keys", "values"):
                 given[name] = _format(value, text)
+            elif found := _SINGLE.fullmatch(name):
+                single |= dict.fromkeys(
+                    ((layer, found["side"]) for layer in _numbers(found["layers"])), _format(value, text)
+                )
             elif name in ("window", "sinks") and value.isdigit():
                 given[name] = int(value)
             elif name in ("axis", "rope"):
@@ -84,19 +95,32 @@ class KVPolicy:
                 given[name] = value != "false"
             else:
                 raise RecipeError(_unknown(text, part, name))
-        return cls(**given)  # type: ignore[arg-type]
+        plain = cls(**given)  # type: ignore[arg-type]
+        return plain.with_sides(single)
 
     def __str__(self) -> str:
         if self.is_full:
             return "none"
         same = self.keys == self.values
-        parts = [str(self.keys)] if same else [f"keys={self.keys or 'none'}", f"values={self.values or 'none'}"]
+        parts = (
+            [str(self.keys or "none")] if same else [f"keys={self.keys or 'none'}", f"values={self.values or 'none'}"]
+        )
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in ("window", "sinks", "axis", "rope") and value != item.default:
                 parts.append(f"{item.name}={value}")
         parts += ["rotate"] if self.rotate else []
-        return ",".join(parts)
+        return ",".join([*parts, *self._singles()])
+
+    def _singles(self) -> list[str]:
+        """Single layers that are otherwise, those alike together."""
+        alike: dict[tuple[str, str], list[int]] = {}
+        for layer, one in sorted(self.layers.items()):
+            for side in SIDES:
+                format = getattr(one, side)
+                if format != getattr(self, side):
+                    alike.setdefault((side, str(format or "none")), []).append(layer)
+        return [f"{_runs(layers)}.{side}={format}" for (side, format), layers in alike.items()]
 
     @property
     def is_full(self) -> bool:
@@ -112,9 +136,30 @@ class KVPolicy:
         """The same with other formats for single layers."""
         return replace(self, layers={**self.layers, **layers})
 
-    def bits(self, head_dim: int) -> tuple[float, float]:
+    def with_sides(self, sides: Mapping[tuple[int, str], Format | None]) -> KVPolicy:
+        """The same with other formats for the keys or the values of single layers."""
+        layers = dict(self.layers)
+        for (layer, side), format in sides.items():
+            layers[layer] = replace(layers.get(layer, LayerPolicy(self.keys, self.values)), **{side: format})
+        return replace(self, layers=layers)
+
+    def bits(self, head_dim: int, layer: int | None = None) -> tuple[float, float]:
         """Stored bits of a key and of a value beyond window and sinks, 16 where nothing is rounded."""
-        return stored_bits(self.keys, head_dim, self.axis), stored_bits(self.values, head_dim, "token")
+        one = LayerPolicy(self.keys, self.values) if layer is None else self.of_layer(layer)
+        return stored_bits(one.keys, head_dim, self.axis), stored_bits(one.values, head_dim, "token")
+
+
+def parse_format(text: str) -> Format:
+    """A format that keys and values can be stored in.
+
+    Raises:
+        RecipeError: it is none, or has no scale per token or group.
+    """
+    format = _format(text, text)
+    if format is None:
+        raise RecipeError(f"KV policy: {text} rounds nothing; write int4:g64, int8:token or fp8:token.")
+    _check(format)
+    return format
 
 
 def run_of(format: Format) -> int:
@@ -139,6 +184,23 @@ def _check(format: Format | None) -> None:
         raise RecipeError(f"KV policy: {format} has a scale per {format.per}; write int4:g64, int8:token or fp8:token.")
     if format.group is not None and format.group * format.code_bits % 32 and format.code_bits < 8:
         raise RecipeError(f"KV policy: a group of {format} does not fill whole words; choose g32, g64 or g128.")
+
+
+def _numbers(text: str) -> list[int]:
+    """`0-3+7` as 0, 1, 2, 3, 7."""
+    ends = [part.partition("-") for part in text.split("+")]
+    return [number for first, _, last in ends for number in range(int(first), int(last or first) + 1)]
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """The reverse."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return "+".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
 
 
 def _format(text: str, whole: str) -> Format | None:

@@ -111,14 +111,14 @@ def monotone(place: MapPlace, found: MapFile) -> dict[str, float]:
             best[width] = format
     order = [best[width] for width in sorted(best)]  # the narrowest first: losses must fall
     weights = [1 / max(measured[format].relative, 1e-3) ** 2 for format in order]
-    values = _falling([max(measured[format].loss, 0.0) for format in order], weights)
+    values = falling([max(measured[format].loss, 0.0) for format in order], weights)
     clean = dict(zip(order, values, strict=True))
     for format, cell in measured.items():
         clean.setdefault(format, max(cell.loss, clean[best[place.bits[format]]]))
     return clean
 
 
-def _falling(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+def falling(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     """The nearest falling sequence by weighted squares (pool adjacent violators)."""
     pools: list[tuple[float, float, int]] = []
     for value, weight in zip(values, weights, strict=True):

@@ -1,27 +1,33 @@
 """`kv`: what keys and values in few bits cost, by policy and context, apart from the weights and crossed with them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from subeight.advise.kv import Loaded, Text, measure, reference
+from subeight.advise.kv import Loaded, Reference, Text, measure, reference
 from subeight.advise.kv_findings import findings
+from subeight.advise.kv_map import sensitivity
 from subeight.advise.serving import serving_flags
 from subeight.errors import InputError
 from subeight.evals.passes import context_length
 from subeight.evals.scoring import require_same_vocabulary
-from subeight.kv.memory import Shape, cache_bytes, crossing
-from subeight.kv.policy import KVPolicy
+from subeight.formats import Format
+from subeight.kv.memory import Shape, cache_bytes, crossing, mean_bits
+from subeight.kv.policy import KVPolicy, parse_format
+from subeight.map.budget import Budget, parse_budget
 from subeight.models.model import Model
 from subeight.records import Coordinates, fingerprint
 from subeight.records.progress import progress
 from subeight.text.long import long_windows
 from subeight.text.needles import needles
+from subeight.verbs.kv_budget import allocated, joint, joint_sentence, least_bytes
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, finish
 
 POLICIES = ("none", "int8:token,axis=token", "int4:g64", "int2:g32:asym")
+MAPPED = ("int8:g64", "int4:g64", "int2:g64")  # what a budget is spent on, unless said otherwise
 FULL = "full"
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -35,6 +41,9 @@ def kv(
     windows: int = 2,
     retrieval: int = 2,
     written: int = 32,
+    formats: Sequence[str] = (),
+    budget: str | None = None,
+    length: int | None = None,
     batch: int = 1,
     options: Options | None = None,
 ) -> Result:
@@ -43,17 +52,24 @@ def kv(
     At each context up to `windows` windows of the evaluation text (KL, perplexity by place, greedy agreement over
     `written` tokens) and `retrieval` prompts for each depth, with one hidden number and with four.
 
+    `formats` maps the loss of each layer's keys and values in each of them, at the shortest context; scales, window and
+    basis are as in the first policy that rounds. `budget` spends by that map: "3 bits" of a number, "kl 0.01", or
+    "24 GB" of weights and cache together, for `batch` sequences of `length` tokens (else of the longest context).
+
     Raises:
-        InputError: a policy that cannot be, a context longer than the model's or than the text.
+        InputError: a policy that cannot be, a context longer than the model's or than the text, a budget too small.
     """
     options = options or Options()
     session = Session("kv", options)
     parsed = list(dict.fromkeys([KVPolicy(), *(KVPolicy.parse(text) for text in policies)]))
+    spend = None if budget is None else parse_budget(budget)
+    mapped = [parse_format(text) for text in (formats or (MAPPED if spend else ()))]
     opened = session.model(model)
     lows = [session.model(name) for name in weights]
     for low in lows:
         require_same_vocabulary(opened, low)
-    _require_contexts(opened, contexts)
+    length = length or max(contexts)
+    _require_contexts(opened, [*contexts, length])
     texts = [_text(session, opened, context, windows, retrieval, written) for context in contexts]
     text = fingerprint([[window.tolist() for window in one.windows] for one in texts])
     coordinates = Coordinates(baseline=opened.coordinate, evaluation=text, stack=session.stack.hash)
@@ -61,26 +77,97 @@ def kv(
         "coordinates": coordinates.model_dump(),
         "policies": [str(policy) for policy in parsed],
         "weights": [low.coordinate for low in lows],
-        "shape": [list(contexts), windows, retrieval, written, batch],
+        "shape": [list(contexts), windows, retrieval, written, batch, length],
+        "map": [[str(format) for format in mapped], budget],
     }
     with session.run(opened, identity) as run:
         base = Loaded.of(FULL, opened, session.dtype, session.device)
         loaded = [base, *(Loaded.of(low.label, low, session.dtype, session.device) for low in lows)]
-        cells = _cells(session, base, loaded, parsed, texts)
-        sentences = findings(cells)
-        numbers = {
-            "cells": cells,
-            "memory": _memory(opened, loaded, parsed, contexts, batch),
-            "serving": {str(policy): [flags.numbers() for flags in serving_flags(policy)] for policy in parsed},
-            "findings": sentences,
-        }
+        question = _Question(session, base, loaded, {str(policy): policy for policy in parsed}, texts)
+        numbers, sentences = _answer(question, mapped, spend, length, batch)
         record = session.record(
             coordinates,
             numbers,
             subject={"model": opened.label, "weights": list(weights)},
             warnings=[f"{one.name}: {words}" for one in loaded for words in one.warnings],
         )
-        return finish(run, record, (*map(_line, cells), *sentences))
+        return finish(run, record, (*map(_line, numbers["cells"]), *sentences))
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is measured: checkpoints under policies, by the names that cells give them, on texts."""
+
+    session: Session
+    base: Loaded
+    loaded: Sequence[Loaded]
+    policies: dict[str, KVPolicy]
+    texts: Sequence[Text]
+
+    @property
+    def shape(self) -> Shape:
+        return Shape.of(self.base.module.config)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Bytes of each checkpoint's weights."""
+        return {one.name: one.nbytes for one in self.loaded}
+
+
+def _answer(
+    question: _Question, mapped: Sequence[Format], spend: Budget | None, length: int, batch: int
+) -> tuple[dict[str, Any], list[str]]:
+    """The record's numbers, and what they say."""
+    policies, shape = question.policies, question.shape
+    known = [reference(question.base, text) for text in question.texts]
+    numbers: dict[str, Any] = {}
+    sentences: list[str] = []
+    if mapped:
+        numbers["map"] = _map(question, mapped, known)
+    if spend is not None:
+        made = _spent(question, numbers["map"]["rows"], spend, length, batch)
+        policies |= {name: policy for name, (policy, _) in made.items()}
+        numbers["allocation"] = [{"name": name, **told} for name, (_, told) in made.items()]
+    numbers["cells"] = cells = _cells(question, known)
+    sentences += findings(cells)
+    if spend is not None and spend.kind == "bytes":
+        numbers["joint"] = joint(cells, policies, question.held, shape, spend.value, length, batch)
+        sentences.append(joint_sentence(numbers["joint"]))
+    contexts = [text.context for text in question.texts]
+    numbers["memory"] = _memory(question, contexts, batch)
+    numbers["serving"] = {name: [flags.numbers() for flags in serving_flags(one)] for name, one in policies.items()}
+    return numbers | {"findings": sentences}, sentences
+
+
+def _template(policies: Iterable[KVPolicy]) -> KVPolicy:
+    """The first that rounds: what an allocation leaves as it is."""
+    return next((policy for policy in policies if not policy.is_full), KVPolicy())
+
+
+def _map(question: _Question, formats: Sequence[Format], known: Sequence[Reference]) -> dict[str, Any]:
+    """The sensitivity of every layer's keys and values, at the shortest context."""
+    at = min(range(len(question.texts)), key=lambda number: question.texts[number].context)
+    text, policy, session = question.texts[at], _template(question.policies.values()), question.session
+    total = 2 * len(question.shape.sliding) * len(formats) * text.context
+    with progress(total, "Mapping keys and values", "tokens", quiet=session.options.quiet) as advance:
+        rows = sensitivity(question.base, policy, formats, text, known[at], advance, session.options.seed)
+    return {"context": text.context, "rows": rows}
+
+
+def _spent(
+    question: _Question, rows: Sequence[dict[str, Any]], spend: Budget, length: int, batch: int
+) -> dict[str, tuple[KVPolicy, dict[str, Any]]]:
+    """The allocation of the budget by its name; of bytes one for each checkpoint that leaves room for it."""
+    policy, shape = _template(question.policies.values()), question.shape
+    if spend.kind != "bytes":
+        return {f"allocated {spend.text}": allocated(policy, rows, shape, spend, length, batch)}
+    found = {}
+    least = min(question.held.values())
+    for name, size in question.held.items():
+        left = Budget(spend.text, "bytes", spend.value - size)
+        if size == least or least_bytes(policy, rows, shape, length, batch) <= left.value:
+            found[f"allocated beside {name}"] = allocated(policy, rows, shape, left, length, batch)
+    return found
 
 
 def _require_contexts(model: Model, contexts: Sequence[int]) -> None:
@@ -99,37 +186,34 @@ def _text(session: Session, model: Model, context: int, windows: int, retrieval:
     return Text(context, rows, hidden, min(written, context // 2))
 
 
-def _cells(
-    session: Session, base: Loaded, loaded: Sequence[Loaded], policies: Sequence[KVPolicy], texts: Sequence[Text]
-) -> list[dict[str, Any]]:
+def _cells(question: _Question, known: Sequence[Reference]) -> list[dict[str, Any]]:
     """Every checkpoint under every policy at every context."""
-    total = sum(text.context * (1 + len(loaded) * len(policies)) for text in texts)
+    options = question.session.options
+    each = len(question.loaded) * len(question.policies)
     found = []
-    with progress(total, "Reading with caches", "tokens", quiet=session.options.quiet) as advance:
-        for text in texts:
-            known = reference(base, text)
-            advance(text.context)
-            for one in loaded:
-                for policy in policies:
-                    found.append(measure(base, one, policy, text, known, session.options.seed))
+    with progress(
+        each * sum(text.context for text in question.texts), "Reading with caches", "tokens", quiet=options.quiet
+    ) as advance:
+        for text, reference_ in zip(question.texts, known, strict=True):
+            for one in question.loaded:
+                for name, policy in question.policies.items():
+                    cell = measure(question.base, one, policy, text, reference_, options.seed)
+                    found.append(cell | {"policy": name})
                     advance(text.context)
     return found
 
 
-def _memory(
-    model: Model, loaded: Sequence[Loaded], policies: Sequence[KVPolicy], contexts: Sequence[int], batch: int
-) -> dict[str, Any]:
+def _memory(question: _Question, contexts: Sequence[int], batch: int) -> dict[str, Any]:
     """Bytes of weights, of caches by policy and context, and where these outweigh those."""
-    shape = Shape.of(model.config)
-    held = {one.name: one.nbytes for one in loaded}
+    shape, held = question.shape, question.held
     rows = [
         {
-            "policy": str(policy),
-            "bits": policy.bits(shape.head_dim),
+            "policy": name,
+            "bits": mean_bits(shape, policy),
             "bytes": {context: cache_bytes(shape, policy, context, batch) for context in contexts},
-            "outweighs_from": {name: crossing(shape, policy, size, batch) for name, size in held.items()},
+            "outweighs_from": {weights: crossing(shape, policy, size, batch) for weights, size in held.items()},
         }
-        for policy in policies
+        for name, policy in question.policies.items()
     ]
     return {"batch": batch, "weights": held, "rows": rows}
 
