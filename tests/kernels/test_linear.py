@@ -99,7 +99,7 @@ def test_the_table_says_who_runs_how_many_rows_and_why():
     ]
     odd = table.choose(Ask(Format.parse("int5:g64"), None, (48, 256), CPU))
     assert odd.name == "dequantize"
-    assert odd.passed["look-up"] == "it packs 2, 3 and 4 bits in whole groups, not int5:g64:sym of (48, 256)"
+    assert odd.passed["look-up"] == "it packs 2, 3, 4 and 8 bits in whole groups, not int5:g64:sym of (48, 256)"
     assert "not symmetric int8" in odd.passed["oneDNN int8"]
 
 

@@ -86,7 +86,7 @@ def test_int8_of_what_is_no_number(kernels):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    text=st.sampled_from([*INTEGERS, *CODEBOOKS]),
+    text=st.sampled_from([*INTEGERS, *CODEBOOKS, "int8:channel", "int8:g32:asym"]),
     out=st.integers(1, 40),
     groups=st.integers(1, 3),
     rows=st.integers(1, 7),
@@ -103,7 +103,7 @@ def test_looked_up(kernels, text, out, groups, rows, seed):
 
 
 @pytest.mark.parametrize("out, width", [(24, 256), (7, 128), (33, 384)])
-@pytest.mark.parametrize("text", [*INTEGERS, *CODEBOOKS, "int8:channel", "int4:g16"])
+@pytest.mark.parametrize("text", [*INTEGERS, *CODEBOOKS, "int8:channel", "int8:g64:asym", "int4:g16"])
 def test_unpacked(kernels, text, out, width):
     weight, _ = drawn(text, out, width, 1, 0)
     assert torch.equal(products.unpack_matrix(products.pack_matrix(weight), kernels), weight.dequantize(torch.bfloat16))

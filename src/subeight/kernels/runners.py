@@ -94,8 +94,8 @@ class LookUp:
             return kernels
         if not kernels.has_lookup:
             return "this CPU multiplies no bf16"
-        if ask.weights.code_bits > 4 or not can_pack(ask.weights, ask.shape):
-            return f"it packs 2, 3 and 4 bits in whole groups, not {ask.weights} of {ask.shape}"
+        if not can_pack(ask.weights, ask.shape):
+            return f"it packs 2, 3, 4 and 8 bits in whole groups, not {ask.weights} of {ask.shape}"
         if ask.inputs is not None and ask.inputs.rotated != ask.weights.rotated:
             return "inputs and weights are rounded in different bases"
         return None

@@ -1,7 +1,7 @@
 // Products of a few rows with a packed matrix: y[rows, out] = x[rows, in] * dequantized(w)[out, in]^T.
 //
 // Two forms. `vnni`: x is rounded to int8 per block of at most 64 columns, products are exact integers. `lookup`: codes
-// become bf16 values through a table (any codebook), x stays bf16, sums are float32.
+// become bf16 values through a table (any codebook; bytes are integers), x stays bf16, sums are float32.
 
 #include "packed.h"
 
@@ -209,7 +209,7 @@ struct Tables {
 template <int BITS>
 Tables tables_of(const uint16_t* table) {
   uint16_t low[32], high[32];
-  const int period = BITS == 3 ? 4 : 1 << BITS;
+  constexpr int period = BITS == 3 ? 4 : 1 << BITS;
   for (int at = 0; at < 32; ++at) {
     low[at] = table[at % period];
     high[at] = BITS == 3 ? table[4 + at % 4] : 0;
@@ -217,10 +217,28 @@ Tables tables_of(const uint16_t* table) {
   return {_mm512_loadu_si512(low), _mm512_loadu_si512(high)};
 }
 
+// Bytes less 128, times x: 128 + the low seven bits is bf16 by its bits alone, and what is then taken off is 128 or 256.
+template <int ROWS>
+inline void add_bytes(__m512i packed, const uint16_t* const* x, int column, __m512* sums) {
+  for (int odd = 0; odd < 2; ++odd) {
+    const __m512i codes = odd ? _mm512_srli_epi16(packed, 8) : packed;
+    const __m512i low = _mm512_or_si512(_mm512_and_si512(codes, _mm512_set1_epi16(0x7f)), _mm512_set1_epi16(0x4300));
+    const __m512i off = _mm512_xor_si512(_mm512_and_si512(codes, _mm512_set1_epi16(0x80)),
+                                         _mm512_set1_epi16(static_cast<int16_t>(0xc380)));
+    for (int row = 0; row < ROWS; ++row) {
+      int32_t two;
+      std::memcpy(&two, x[row] + column + 2 * odd, 4);
+      const auto inputs = (__m512bh)_mm512_set1_epi32(two);
+      sums[row] = _mm512_dpbf16_ps(_mm512_dpbf16_ps(sums[row], (__m512bh)low, inputs), (__m512bh)off, inputs);
+    }
+  }
+}
+
 template <int BITS, int ROWS>
 inline void look_up_run(const uint8_t* run, const Tables& tables, const uint16_t* const* x, int column, __m512* sums) {
   constexpr int step = BITS == 3 ? 2 : BITS;
   const __m512i packed = _mm512_loadu_si512(run);
+  if constexpr (BITS == 8) return add_bytes<ROWS>(packed, x, column, sums);
   for (int unit = 0; unit < units_of_run<BITS>(); ++unit) {
     uint64_t third = 0;
     if constexpr (BITS == 3) std::memcpy(&third, run + 64 + 8 * unit, 8);
@@ -262,7 +280,8 @@ void lookup_block(const Matrix& w, const Rows& rows, int first, const Shuffled& 
       if (w.zeros) {
         const __m128i zeros = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w.zeros + place));
         const __m512 sum = _mm512_set1_ps(x.sums[static_cast<int64_t>(first + row) * w.groups() + group]);
-        sums[row] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(zeros)), sum, sums[row]);
+        const __m512i taken = _mm512_sub_epi32(_mm512_cvtepu8_epi32(zeros), _mm512_set1_epi32(BITS == 8 ? 128 : 0));
+        sums[row] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(taken), sum, sums[row]);
       }
       totals[row] = _mm512_fmadd_ps(scales, sums[row], totals[row]);
     }
@@ -347,6 +366,7 @@ EXPORT int subeight_lookup(const uint8_t* codes, const uint16_t* scales, const u
     case 2: lookup<2>(w, of, table, threads); return 0;
     case 3: lookup<3>(w, of, table, threads); return 0;
     case 4: lookup<4>(w, of, table, threads); return 0;
+    case 8: lookup<8>(w, of, table, threads); return 0;
     default: return 1;
   }
 #else

@@ -67,7 +67,7 @@ inline void transpose(__m512i (&rows)[kSide]) {
   }
 }
 
-// The scales and zero points of a block's sixteen outputs, and what the codes stand for before them.
+// The scales and zero points of a block's sixteen outputs, and what the codes stand for before them (bytes: the first).
 struct Group {
   __m512 scales, zeros, low, high;
 };
@@ -78,7 +78,11 @@ inline __m512i column_of(const uint8_t* run, __m512i packed, int unit, int colum
   constexpr int step = BITS == 3 ? 2 : BITS;
   // the table repeats itself, so bits above the code do not matter
   const __m512i index = _mm512_srli_epi32(packed, 8 * column + step * unit);
-  __m512 values = _mm512_permutexvar_ps(index, group.low);
+  __m512 values;
+  if constexpr (BITS == 8)
+    values = _mm512_add_ps(_mm512_cvtepi32_ps(_mm512_and_si512(index, _mm512_set1_epi32(255))), group.low);
+  else
+    values = _mm512_permutexvar_ps(index, group.low);
   if constexpr (BITS == 3) {
     uint64_t third;
     std::memcpy(&third, run + 64 + 8 * unit, 8);
@@ -92,7 +96,7 @@ inline __m512i column_of(const uint8_t* run, __m512i packed, int unit, int colum
 template <int BITS>
 void unpack_block(const Matrix& w, const float* table, uint16_t* values, int block) {
   constexpr int run_columns = units_of_run<BITS>() * kUnit, run_bytes = bytes_of_run<BITS>();
-  constexpr int period = BITS == 3 ? 4 : 1 << BITS;
+  constexpr int period = BITS == 3 ? 4 : BITS == 8 ? 1 : 1 << BITS;
   float low[kSide], high[kSide];
   for (int at = 0; at < kSide; ++at) {
     low[at] = table[at % period];
@@ -128,11 +132,9 @@ void unpack_block(const Matrix& w, const float* table, uint16_t* values, int blo
 template <int BITS>
 void unpack(const Matrix& w, const float* table, uint16_t* values, int threads) {
 #if defined(HAS_LOOKUP)
-  if constexpr (BITS < 8) {
-    if (w.group % kColumns == 0) {
-      over_blocks(w.blocks(), threads, [&](int block) { unpack_block<BITS>(w, table, values, block); });
-      return;
-    }
+  if (w.group % kColumns == 0) {
+    over_blocks(w.blocks(), threads, [&](int block) { unpack_block<BITS>(w, table, values, block); });
+    return;
   }
 #endif
   unpack_plainly<BITS>(w, table, values, threads);
