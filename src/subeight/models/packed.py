@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from subeight.errors import ModelError
 from subeight.formats import Scales
+from subeight.kernels.attention import use_plain_products
 from subeight.kernels.linear import QuantLinear
 from subeight.models.model import Model
 
@@ -58,6 +59,7 @@ def load_packed(model: Model, dtype: torch.dtype, device: torch.device | str = "
             owner, _, tail = name.rpartition(".")
             module.get_submodule(owner)._parameters[tail] = read[id(parameter)]
     _replace_head(found, model, codes_of)
+    use_plain_products(module)
     module.eval()
     module.generation_config = model.generation_config() or module.generation_config
     return found
