@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import numpy as np
@@ -77,6 +78,16 @@ def test_bias_values_apart_and_a_thin_product():
     wanted = reference(weight, x, None, None) + bias.double().numpy()
     assert found.shape == (1, 2, 48)
     assert np.linalg.norm(found[0].double().numpy() - wanted) <= 1e-2 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("text, inputs", [("int4:g64", None), ("int8:channel", "int8:token"), ("int5:g64", None)])
+def test_it_compiles_in_one_graph_as_a_copy_does(text, inputs):
+    layer = QuantLinear(drawn(text), torch.ones(48), None if inputs is None else Format.parse(inputs))
+    x = rows_of(3)[None]
+    wanted, twin = layer(x), copy.deepcopy(layer)
+    del layer
+    compiled = torch.compile(twin, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), wanted) and torch.equal(twin(x), wanted)
 
 
 @NATIVE

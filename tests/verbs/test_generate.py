@@ -4,6 +4,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from subeight import generate
 from subeight.errors import InputError
+from subeight.kernels.native import native
 
 pytestmark = pytest.mark.usefixtures("no_check")
 
@@ -19,6 +20,17 @@ def test_answers_as_transformers_does(house, made):
     assert found.numbers["new_tokens"] == len(wanted) and found.numbers["prompt_tokens"] == ids.shape[1]
     assert sum(found.numbers["kernels"].values()) == 14 and not found.numbers["dense"]
     assert found.directory is None
+
+
+@pytest.mark.skipif(isinstance(native(), str), reason="no C++ compiler")
+def test_compiled_it_answers_the_same(house, made):
+    path = str(made("gptq").directory)
+    plain, compiled = (
+        generate(path, "hello there", tokens=4, raw=True, compiled=compiled, options=house.options())
+        for compiled in (False, True)
+    )
+    assert compiled.numbers["text"] == plain.numbers["text"]
+    assert compiled.numbers["longest_step_seconds"] > plain.numbers["longest_step_seconds"]
 
 
 def test_drawn_answers_depend_on_the_seed_alone(house, made):

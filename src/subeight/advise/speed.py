@@ -46,7 +46,7 @@ def time_together(
     found = {name: Timed(*prompt.shape) for name in modules}
     for number in range(rounds + 1):
         for name, module in modules.items():
-            prefill, *decode = list(_steps(module, prompt, tokens))
+            prefill, *decode = list(steps(module, prompt, tokens))
             if number:
                 found[name].prefill.append(prefill)
                 found[name].decode += decode
@@ -54,7 +54,7 @@ def time_together(
 
 
 @torch.inference_mode()
-def _steps(module: PreTrainedModel, prompt: Tensor, tokens: int) -> Iterator[float]:
+def steps(module: PreTrainedModel, prompt: Tensor, tokens: int) -> Iterator[float]:
     """Seconds of the prefill, then of each token."""
     cache, step = None, prompt
     for _ in range(tokens + 1):

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+from weakref import WeakValueDictionary
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from subeight.formats import Format, QTensor, Scales
-from subeight.kernels.runners import Ask
+from subeight.kernels.runners import Ask, Runner
 from subeight.kernels.table import choose
+
+_RUNNERS: WeakValueDictionary[int, Runner] = WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+@torch.library.custom_op("subeight::product", mutates_args=())
+def _product(rows: torch.Tensor, runner: int, out_features: int) -> torch.Tensor:  # noqa: ARG001 - the shape below
+    """A runner as an operator, for torch.compile, which cannot look into its C++."""
+    return _RUNNERS[runner](rows)
+
+
+@_product.register_fake
+def _shape_of_product(rows: torch.Tensor, runner: int, out_features: int) -> torch.Tensor:  # noqa: ARG001 - any
+    return rows.new_empty(rows.shape[0], out_features)
 
 
 class QuantLinear(nn.Module):
@@ -33,10 +51,16 @@ class QuantLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self._values = None if weight.sparse is None else _placed(weight)
         self._thin = weight.thin
+        self._number = _known(self.runner)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._number = _known(self.runner)  # a copy has a runner of its own
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         rows = x.reshape(-1, self.in_features)
-        y = self.runner(rows)
+        compiling = torch.compiler.is_compiling()
+        y = _product(rows, self._number, self.out_features) if compiling else self.runner(rows)
         if self._values is not None:
             y += torch.sparse.mm(self._values, rows.float().T).T.to(y.dtype)
         if self._thin is not None:
@@ -54,6 +78,12 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.ask.weights}, {self.choice.name}"
+
+
+def _known(runner: Runner) -> int:
+    number = next(_NUMBERS)
+    _RUNNERS[number] = runner
+    return number
 
 
 def _placed(weight: QTensor) -> Tensor:

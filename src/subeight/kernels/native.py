@@ -35,6 +35,9 @@ class Native:
     library: ctypes.CDLL
     forms: int
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return native, ()  # a copy is the one of its process
+
     @property
     def has_vnni(self) -> bool:
         """Products of int8 by vector instructions."""

@@ -5,8 +5,10 @@ How a matrix is laid out is told in `native/packed.h`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from math import gcd
+from typing import Any
 
 import torch
 from jaxtyping import BFloat16, Float, UInt8
@@ -36,6 +38,19 @@ class PackedMatrix:
     zeros: UInt8[Tensor, "blocks groups 16"] | None
     table: Float[Tensor, " codes"]  # what each code stands for before its scale, float32
     is_integer: bool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedMatrix, tuple(getattr(self, item.name) for item in fields(self))  # a copy has pointers of its own
+
+    @cached_property
+    def pointers(self) -> tuple[int, int, int | None]:
+        """Where codes, scales and zero points are."""
+        return self.codes.data_ptr(), self.scales.data_ptr(), None if self.zeros is None else self.zeros.data_ptr()
+
+    @cached_property
+    def narrow_table(self) -> BFloat16[Tensor, " codes"]:
+        """The table in bf16."""
+        return self.table.to(torch.bfloat16)
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +105,7 @@ def multiply_rounded(x: Float[Tensor, "rows in"], weight: PackedMatrix, kernels:
         raise KernelError("a codebook has no integer products: look it up.")
     x, y = _operands(x, weight)
     status = kernels.library.subeight_vnni(
-        *_matrix(weight),
+        *weight.pointers,
         1 << (weight.bits - 1),
         weight.bits,
         *weight.shape,
@@ -111,7 +126,7 @@ def multiply_int8(
     if weight.bits != 8 or weight.group != weight.shape[1] or weight.zeros is not None or not weight.is_integer:
         raise KernelError("int8 products take symmetric int8 weights with a scale per channel.")
     x, y = _operands(x, weight)
-    codes, scales, _ = _matrix(weight)
+    codes, scales, _ = weight.pointers
     status = kernels.library.subeight_int8(codes, scales, *weight.shape, fixed or 0.0, INT8_PEAK, *_ends(x, y))
     return _checked(y, status, weight)
 
@@ -119,9 +134,8 @@ def multiply_int8(
 def multiply_looked_up(x: Float[Tensor, "rows in"], weight: PackedMatrix, kernels: Native) -> Float[Tensor, "rows out"]:
     """x, rounded to bf16, times the weight's values, bf16 too; sums are float32."""
     x, y = _operands(x, weight)
-    table = weight.table.to(torch.bfloat16)
     status = kernels.library.subeight_lookup(
-        *_matrix(weight), table.data_ptr(), weight.bits, *weight.shape, weight.group, *_ends(x, y)
+        *weight.pointers, weight.narrow_table.data_ptr(), weight.bits, *weight.shape, weight.group, *_ends(x, y)
     )
     return _checked(y, status, weight)
 
@@ -131,7 +145,7 @@ def unpack_matrix(weight: PackedMatrix, kernels: Native) -> BFloat16[Tensor, "ou
     found = torch.empty(weight.shape, dtype=torch.bfloat16)
     numbers = (weight.bits, *weight.shape, weight.group)
     status = kernels.library.subeight_unpack(
-        *_matrix(weight), weight.table.data_ptr(), *numbers, found.data_ptr(), torch.get_num_threads()
+        *weight.pointers, weight.table.data_ptr(), *numbers, found.data_ptr(), torch.get_num_threads()
     )
     return _checked(found, status, weight)
 
@@ -141,11 +155,7 @@ def _operands(x: Tensor, weight: PackedMatrix) -> tuple[Tensor, Tensor]:
         raise KernelError(
             f"x is {x.dtype} {list(x.shape)} on {x.device}: give bf16 or float32 [rows, {weight.shape[1]}] on a CPU."
         )
-    return x.contiguous(), x.new_empty(x.shape[0], weight.shape[0])
-
-
-def _matrix(weight: PackedMatrix) -> tuple[int, int, int | None]:
-    return weight.codes.data_ptr(), weight.scales.data_ptr(), None if weight.zeros is None else weight.zeros.data_ptr()
+    return x.contiguous(), torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
 
 
 def _ends(x: Tensor, y: Tensor) -> tuple[int, int, int, int, int]:

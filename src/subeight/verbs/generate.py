@@ -2,10 +2,12 @@
 
 import time
 from collections import Counter
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import CompileConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from subeight.errors import InputError
@@ -46,7 +48,7 @@ def generate(
     clock = _Clock()
     choices: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": tokens, "streamer": clock}
     choices |= {"temperature": temperature} if temperature > 0 else {"temperature": None, "top_p": None, "top_k": None}
-    choices |= {"cache_implementation": "static"} if compiled else {}
+    choices |= _compiling() if compiled else {}
     if packed.module.generation_config.pad_token_id is None:
         choices["pad_token_id"] = tokenizer.eos_token_id
     clock.start()
@@ -75,6 +77,13 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, *, raw: bool) -> t
     return torch.tensor([encoded["input_ids"]])
 
 
+def _compiling() -> dict[str, Any]:
+    """What has transformers compile every step after the prompt, on CPUs too."""
+    config = CompileConfig(fullgraph=False, mode="default")
+    config._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": config}
+
+
 def _require_room(model: Model, prompt: int, tokens: int) -> None:
     longest = context_length(model)
     if prompt + tokens > longest:
@@ -100,12 +109,17 @@ class _Clock(BaseStreamer):  # type: ignore[misc]  # transformers is untyped
         pass
 
     def numbers(self) -> dict[str, float | None]:
-        """The first call of `put` gives the prompt back, the second the first new token."""
+        """The first call of `put` gives the prompt back, the second the first new token.
+
+        The rate is that of the median step, so that compiling, which the longest one shows, is not in it.
+        """
         _, given, *came = self._times
         if not came:
-            return {"prefill_seconds": None, "decode_tokens_per_second": None}
-        rate = (len(came) - 1) / (came[-1] - came[0]) if len(came) > 1 else None
-        return {"prefill_seconds": came[0] - given, "decode_tokens_per_second": rate}
+            return {"prefill_seconds": None, "decode_tokens_per_second": None, "longest_step_seconds": None}
+        steps = [later - earlier for earlier, later in pairwise(came)]
+        rate = 1 / median(steps) if steps else None
+        longest = max(steps, default=None)
+        return {"prefill_seconds": came[0] - given, "decode_tokens_per_second": rate, "longest_step_seconds": longest}
 
 
 def _sentence(numbers: dict[str, Any]) -> str:
