@@ -1,33 +1,36 @@
 """How fast whole models read and write on our kernels: against transformers in bf16, and llama.cpp.
 
-    python -m benchmarks.speed [--env DIR] [--threads 2] [--rounds 5]
+    python -m benchmarks.speed [--env DIR] [--threads 2] [--rounds 5] [--compiled]
 
-smollm2 with its linears on their codes (rounded to nearest: speed does not ask which codes), a prompt of 256 tokens, then
-32 more, in turn in one process, medians. DIR is llama.cpp's environment (`peers/make_env.sh DIR llama-cpp-python`), which
-answers round by round from a process of its own; its types of two and three bits need widths that 256 divides. The head
-stays in bf16, but where it says int8 (as the codes of the embeddings would be run); llama.cpp rounds it with the rest.
-A model of random weights, 2048 wide, shows W8A8 where linears are most of the work.
+smollm2 with its linears on their codes (rounded to nearest: speed does not ask which codes), a prompt of 256 tokens,
+then 32 more, in turn in one process, medians. DIR is the peer's environment (`peers/make_env.sh DIR llama-cpp-python`),
+which answers round by round from a process of its own; its types of two and three bits need widths that 256 divides.
+The head stays in bf16, but where it says int8 (as codes of the embeddings would be run); llama.cpp rounds it too.
+What is compiled runs its single tokens so, into a static cache. A model of random weights, 2048 wide, shows W8A8 where
+linears are most of the work.
 """
 
 import argparse
 import copy
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from benchmarks.common import HERE, spread, write_result
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, StaticCache
 
 from subeight.advise.speed import steps
 from subeight.formats import Format, Scales, quantize
 from subeight.kernels.attention import use_plain_products
 from subeight.kernels.linear import QuantLinear
 from subeight.models.smollm2 import FILE, unpacked
+from subeight.verbs.generate import SMALL_STEPS
 
 PROMPT, TOKENS = 256, 32
 EAGER = "bf16 eager"
@@ -42,9 +45,13 @@ def main() -> None:
     parser.add_argument("--env", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="smollm2's single tokens compiled, and nothing else")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     numbers: dict[str, object] = {"threads": given.threads, "prompt": PROMPT, "tokens": TOKENS}
+    if given.compiled:
+        write_result("speed_compiled", numbers | {"smollm2": _compiled(given.rounds)}, model="smollm2")
+        return
     numbers["smollm2"] = _told(_smollm2(given))
     numbers["width 2048"] = _told(_wide(given.rounds))
     write_result("speed", numbers, model="smollm2")
@@ -52,7 +59,10 @@ def main() -> None:
 
 def _smollm2(given: argparse.Namespace) -> Times:
     model = AutoModelForCausalLM.from_pretrained(unpacked(), dtype=torch.bfloat16).eval()
-    modules = {EAGER: model, "bf16, our attention": _attending(copy.deepcopy(model))}
+    modules: dict[str, PreTrainedModel | Compiled] = {
+        EAGER: model,
+        "bf16, our attention": _attending(copy.deepcopy(model)),
+    }
     for name, text in WEIGHTS.items():
         modules[name] = _packed(model, text)
         modules[f"{name}, head int8"] = _with_head(_packed(model, text))
@@ -62,6 +72,20 @@ def _smollm2(given: argparse.Namespace) -> Times:
         return _timed(modules, {}, given.rounds)
     with _llama_cpp(given, "q4_0") as four, _llama_cpp(given, "q8_0") as eight:
         return _timed(modules, {"llama.cpp q4_0": four, "llama.cpp q8_0": eight}, given.rounds)
+
+
+def _compiled(rounds: int) -> dict[str, object]:
+    """Each compiled model beside the eager one: dynamo tells models of one class apart ever more slowly."""
+    model = AutoModelForCausalLM.from_pretrained(unpacked(), dtype=torch.bfloat16).eval()
+    found = {}
+    for name, make in {
+        "bf16": lambda: model,
+        "int4": lambda: _packed(model, "int4:g64"),
+        **{f"{name}, head int8": lambda text=text: _with_head(_packed(model, text)) for name, text in WEIGHTS.items()},
+    }.items():
+        torch._dynamo.reset()
+        found[name] = _told(_timed({EAGER: model, name: Compiled(make())}, {}, rounds))[name]
+    return found
 
 
 def _wide(rounds: int) -> Times:
@@ -75,6 +99,21 @@ def _wide(rounds: int) -> Times:
     modules["W8A8 dynamic"] = _packed(model, "int8:channel", "int8:token")
     modules["W8A8 static"] = _packed(model, "int8:channel", "int8:tensor")
     return _timed(modules, {}, rounds)
+
+
+class Compiled:
+    """A model whose single tokens run compiled, into a static cache."""
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        self.module = module
+        self.step = torch.compile(module.forward, dynamic=False, options=SMALL_STEPS)
+
+    def __call__(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        run = self.step if input_ids.shape[1] == 1 else self.module
+        return run(input_ids=input_ids, **options)
+
+    def cache(self) -> StaticCache:
+        return StaticCache(config=self.module.config, max_cache_len=PROMPT + TOKENS)
 
 
 def _attending(module: PreTrainedModel) -> PreTrainedModel:
@@ -102,19 +141,23 @@ def _linear(linear: nn.Linear, weights: str, inputs: str | None) -> QuantLinear:
     return QuantLinear(coded, inputs=format, scales=STATIC if inputs == "int8:tensor" else None)
 
 
-def _timed(modules: dict[str, PreTrainedModel], peers: dict[str, subprocess.Popen[str]], rounds: int) -> Times:
+def _timed(
+    modules: Mapping[str, PreTrainedModel | Compiled], peers: dict[str, subprocess.Popen[str]], rounds: int
+) -> Times:
     """All in turn; the first round warms up."""
     prompt = torch.randint(0, 30000, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     times: Times = {name: {"prefill": [], "decode": []} for name in (*modules, *peers)}
     for number in range(rounds + 1):
         for name in times:
-            prefill, *decode = (
-                list(steps(modules[name], prompt, TOKENS)) if name in modules else _asked(peers[name], prompt)
-            )
+            prefill, *decode = _asked(peers[name], prompt) if name in peers else _stepped(modules[name], prompt)
             if number:
                 times[name]["prefill"].append(prefill)
                 times[name]["decode"] += decode
     return times
+
+
+def _stepped(module: PreTrainedModel | Compiled, prompt: torch.Tensor) -> list[float]:
+    return list(steps(module, prompt, TOKENS, module.cache() if isinstance(module, Compiled) else None))
 
 
 def _asked(peer: subprocess.Popen[str], prompt: torch.Tensor) -> list[float]:

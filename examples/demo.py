@@ -1,5 +1,6 @@
 """The main job on the embedded model: inspect it, quantize it by several methods at 4 and 3 bits, measure each; break a
-3-bit one on purpose and find out why it got worse; map which layers need the bits, and spend a budget by the map.
+3-bit one on purpose and find out why it got worse; map which layers need the bits, and spend a budget by the map; ask what
+pays on this machine, and what keys and values in few bits cost.
 
     python examples/demo.py --out demo
 
@@ -27,6 +28,7 @@ NOTE = "demo settings: few calibration and evaluation tokens; never quote these 
 BROKEN = "model.layers.0.self_attn.o_proj"  # whose scales the demo makes wrong
 DIAGNOSED_TOKENS = 1024
 MAPPED, MAPPED_TOKENS, MAPPED_WINDOW, BUDGET = ("int4", "int3", "int2"), 512, 64, "3.25 bits"
+CACHES = ("int4:g64,window=64", "int2:g64,window=64")
 RECIPES = ("rtn-int4", "gptq-int4", "rtn-int3", "hqq-int3", "awq-int3", "outliers-gptq-int3", "gptq-int3")
 
 
@@ -68,7 +70,14 @@ def main() -> None:
         _say(subeight.diagnose(str(broken), options=options))
     with clock.stage(f"map which layers need the bits, and spend {BUDGET} by it"):
         _allocated(out)
-    runs = [str(out / name) for name in ("diagnose", "allocate", "map", "inspect", "compare")]
+    with clock.stage("what pays on this machine"):
+        options = _options(out / "advise", "advise", "smollm2", dtype="bfloat16")
+        _say(subeight.advise("smollm2", context=512, options=options))
+    with clock.stage("keys and values in few bits, apart from the weights and beside them"):
+        asked = {"policies": CACHES, "contexts": (512,), "windows": 1, "retrieval": 0, "written": 16}
+        options = _options(out / "kv", "kv", "smollm2")
+        _say(subeight.kv("smollm2", weights=[checkpoints["gptq-int4"]], **asked, options=options))
+    runs = [str(out / name) for name in ("diagnose", "allocate", "map", "inspect", "compare", "advise", "kv")]
     page = subeight.report(runs, out=out / "report.html")
     words(f"\nreport {page}, stage times {out / 'timing.json'}")
 

@@ -48,6 +48,12 @@ def test_the_goal_decides(goal, words):
     assert "Not worth it for prefill: W4A16." in said
 
 
+def test_few_bits_are_not_taken_for_speed_alone():
+    said = advice([*ROWS, row("W2A16", 1.0, 0.25, 0.9)], "latency", (1, 8), 100)
+    assert said[0].startswith("Take W2A16") and "of the others W4A16 gains most, 2.50 x" in said[1]
+    assert not any("speed and bytes alone" in words for words in advice(ROWS, "latency", (1, 8), 100))
+
+
 def test_nothing_pays():
     assert advice([ROWS[0], row("W4A16", 1.0, 0.97, 1.0)], "latency", (1, 8), 100)[0].startswith("Stay with bf16")
 
@@ -61,15 +67,15 @@ def test_the_roofline_by_hand():
     attention = 4 * (4000 * 4000 // 2) * 4 * 64 * 5
     many = prefill(MACHINE, SIZES, BF16, 4000)
     assert many.bound == "products"
-    assert many.seconds == pytest.approx((2 * 4000 * (weights + 10**6) + attention) / 1e12)
+    assert many.seconds == pytest.approx((2 * 4000 * weights + 2 * 10**6 + attention) / 1e12)
     eight = prefill(MACHINE, SIZES, Scheme("W8A8", Format.parse("int8:channel"), Format.parse("int8:token")), 4000)
-    assert eight.seconds == pytest.approx((4000 * weights + 2 * 4000 * 10**6 + attention) / 1e12)
+    assert eight.seconds == pytest.approx((4000 * weights + 2 * 10**6 + attention) / 1e12)
     cache = decode(MACHINE, SIZES, Scheme("KV", kv=KVPolicy.parse("int4:g64,window=0,sinks=0,axis=token")), 10**6, 8)
     assert cache.seconds < 0.4 * decode(MACHINE, SIZES, BF16, 10**6, 8).seconds
 
 
 def test_the_machine_is_measured_once(tmp_path):
     found = this_machine(torch.device("cpu"), tmp_path)
-    assert min(found.bandwidth, found.bf16, found.int8 or 0, found.call) > 0
+    assert min(found.bandwidth, found.bf16, found.call) > 0 and (found.int8 is None or found.int8 > 1e9)
     assert this_machine(torch.device("cpu"), tmp_path) == found
     assert len({scheme.name for scheme in SCHEMES}) == len(SCHEMES)

@@ -7,6 +7,7 @@ from typing import Any
 
 GOALS = ("latency", "throughput", "memory")
 BASE = "bf16"
+LOSSY = ("W3A16", "W2A16")  # fewer than 4 bits
 WORTH = 1.05  # times bf16's speed, below which a gain is called none
 Row = Mapping[str, Any]
 
@@ -17,6 +18,7 @@ def advice(rows: Sequence[Row], goal: str, batch: Sequence[int], context: int) -
     best = min(rows, key=lambda row: cost(row, goal, batch, context))
     return [
         _taken(best, known[BASE], goal, batch, context),
+        *_wider(rows, best, known[BASE], goal, batch, context),
         *_useless(rows, known[BASE], batch),
         *_bounds(known[BASE], batch),
     ]
@@ -48,6 +50,18 @@ def _taken(best: Row, base: Row, goal: str, batch: Sequence[int], context: int) 
     runs = best["measured"]["kernels"]["few rows" if goal == "latency" else "prompt"]
     unit = "fewer bytes" if goal == "memory" else "faster"
     return f"Take {best['name']}: {what} is {gain:.2f} x {unit} than bf16 (by {runs})."
+
+
+def _wider(rows: Sequence[Row], best: Row, base: Row, goal: str, batch: Sequence[int], context: int) -> list[str]:
+    """What speed alone does not say of few bits, and the best of those that lose little."""
+    if best["name"] not in LOSSY:
+        return []
+    careful = min((row for row in rows if row["name"] not in LOSSY), key=lambda row: cost(row, goal, batch, context))
+    gain = cost(base, goal, batch, context) / cost(careful, goal, batch, context)
+    return [
+        f"That is speed and bytes alone: below 4 bits a model loses much (`compare` measures it); of the others "
+        f"{careful['name']} gains most, {gain:.2f} x."
+    ]
 
 
 def _useless(rows: Sequence[Row], base: Row, batch: Sequence[int]) -> list[str]:

@@ -11,11 +11,14 @@ from statistics import median
 
 import torch
 
+from subeight.formats import Format, quantize
+from subeight.kernels.linear import QuantLinear
+from subeight.kernels.table import PLAIN
 from subeight.records.files import atomic_write
 
 READ = 1 << 28  # bytes, more than caches hold
 SIDE = 2048  # of the matrices whose product is timed
-SHORT = 256  # the same for int8, which some CPUs multiply by a reference that is a thousand times slower
+ROWS = 512  # that a linear in int8 reads
 TRIES = 5
 CALLS = 200
 
@@ -24,8 +27,8 @@ CALLS = 200
 class Machine:
     """Rates of one device with so many threads: bytes, and operations in bf16 and int8 (two a product), per second.
 
-    `int8` is None where no kernel multiplies integers there. `call` is the seconds of one small linear, whatever it
-    computes.
+    `int8` is that of a whole linear, its inputs rounded; None where no kernel multiplies integers there. `call` is the
+    seconds of one small linear, whatever it computes.
     """
 
     device: str
@@ -68,18 +71,12 @@ def _int8_rate(device: torch.device) -> float | None:
     if device.type == "cuda":
         wide = torch.ones(SIDE, SIDE, dtype=torch.int8, device=device)
         return 2 * SIDE**3 / _median(lambda: torch._int_mm(wide, wide), device)
-    if device.type != "cpu":
+    weight = quantize(torch.ones(SIDE, SIDE), Format.parse("int8:channel"))
+    layer = QuantLinear(weight.to(device), inputs=Format.parse("int8:token"))
+    if layer.choice.name == PLAIN:
         return None
-    codes = torch.ones(SHORT, SHORT, dtype=torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(codes, [SHORT, SHORT])
-    scales, zeros = torch.ones(SHORT), torch.zeros(SHORT, dtype=torch.int32)
-
-    def product() -> object:
-        return torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
-        )
-
-    return 2 * SHORT**3 / _median(product, device)
+    x = torch.ones(ROWS, SIDE, dtype=torch.bfloat16, device=device)
+    return 2 * ROWS * SIDE**2 / _median(lambda: layer(x), device)
 
 
 def _call(device: torch.device) -> float:

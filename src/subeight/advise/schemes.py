@@ -33,6 +33,7 @@ SCHEMES = (
     _scheme("bf16", None),
     _scheme("W8A8", "int8:channel", "int8:token"),
     _scheme("W8A8 static", "int8:channel", "int8:tensor"),
+    _scheme("fp8", "fp8:channel", "fp8:token"),
     _scheme("W4A16", "int4:g64"),
     _scheme("W4A8", "int4:g64", "int8:token"),
     _scheme("W3A16", "int3:g64"),
@@ -75,24 +76,25 @@ class Foretold:
 
 def decode(machine: Machine, sizes: Sizes, scheme: Scheme, context: int, batch: int) -> Foretold:
     """One token of each of `batch` sequences after `context` tokens."""
-    return _step(machine, sizes, scheme, batch, cache_bytes(sizes.cache, scheme.kv, context, batch), batch * context)
+    held = cache_bytes(sizes.cache, scheme.kv, context, batch)
+    return _step(machine, sizes, scheme, batch, batch, held, batch * context)
 
 
 def prefill(machine: Machine, sizes: Sizes, scheme: Scheme, context: int, batch: int = 1) -> Foretold:
-    """`context` tokens of each of `batch` sequences at once."""
+    """`context` tokens of each of `batch` sequences at once; only the last meets the head."""
     written = cache_bytes(sizes.cache, scheme.kv, context, batch)
-    return _step(machine, sizes, scheme, batch * context, written, batch * context * context // 2)
+    return _step(machine, sizes, scheme, batch * context, batch, written, batch * context * context // 2)
 
 
-def _step(machine: Machine, sizes: Sizes, scheme: Scheme, rows: int, cache: int, pairs: int) -> Foretold:
-    """`pairs`: how many pairs of a query and a key there are."""
+def _step(machine: Machine, sizes: Sizes, scheme: Scheme, rows: int, last: int, cache: int, pairs: int) -> Foretold:
+    """`rows` through the blocks, `last` of them through the head; `pairs` of a query and a key."""
     weights = sum(out * width for out, width in sizes.linears)
     rate = (
         machine.int8 if scheme.inputs is not None and scheme.weights == Format.parse("int8:channel") else machine.bf16
     )
     attention = 4 * pairs * sizes.query_heads * sizes.cache.head_dim * len(sizes.cache.sliding)
     products = 2 * rows * weights / (rate or machine.bf16)
-    products += (2 * rows * sizes.head[0] * sizes.head[1] + attention) / machine.bf16
+    products += (2 * last * sizes.head[0] * sizes.head[1] + attention) / machine.bf16
     memory = (sizes.weight_bytes(scheme) + cache) / machine.bandwidth
     calls = machine.call * len(sizes.linears)
     largest = max(("memory", memory), ("products", products), ("calls", calls), key=lambda part: part[1])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 
 @dataclass
@@ -54,9 +56,9 @@ def time_together(
 
 
 @torch.inference_mode()
-def steps(module: PreTrainedModel, prompt: Tensor, tokens: int) -> Iterator[float]:
-    """Seconds of the prefill, then of each token."""
-    cache, step = None, prompt
+def steps(module: Callable[..., Any], prompt: Tensor, tokens: int, cache: Cache | None = None) -> Iterator[float]:
+    """Seconds of the prefill, then of each token; into `cache` where one is given."""
+    step = prompt
     for _ in range(tokens + 1):
         _settle(prompt.device)
         began = time.perf_counter()

@@ -25,7 +25,7 @@ from subeight.kernels.products import can_pack, multiply_int8, multiply_looked_u
 
 SIDE = 192  # of the matrices by which oneDNN's int8 is tried
 SLOWEST = 1e9  # operations a second: a reference does a tenth of them, vector instructions a hundredfold
-ONE_BY_ONE = 8  # rows up to which reading packed codes beats dequantizing all of them first
+ONE_BY_ONE = 16  # rows up to which reading packed codes beats dequantizing all of them first
 
 
 @dataclass(frozen=True)

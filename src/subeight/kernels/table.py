@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from subeight.formats import QTensor, Scales
 from subeight.kernels.runners import Ask, Int8, LookUp, OwnInt8, Runner, Twin
 
+PLAIN = "dequantize"  # what runs where no kernel serves
 Kind = type[Int8] | type[OwnInt8] | type[LookUp] | type[Twin]
 
 TABLE: tuple[tuple[str, Kind], ...] = (
     ("oneDNN int8", Int8),
     ("int8", OwnInt8),
     ("look-up", LookUp),
-    ("dequantize", Twin),
+    (PLAIN, Twin),
 )
 
 

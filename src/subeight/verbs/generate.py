@@ -18,6 +18,8 @@ from subeight.records import Coordinates
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session
 
+SMALL_STEPS = {"cpp.threads": 1}  # what is compiled of one token is too small to be shared; products keep their threads
+
 
 def generate(
     model: str,
@@ -79,7 +81,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, prompt: str, *, raw: bool) -> t
 
 def _compiling() -> dict[str, Any]:
     """What has transformers compile every step after the prompt, on CPUs too."""
-    config = CompileConfig(fullgraph=False, mode="default")
+    config = CompileConfig(fullgraph=False, mode=None, options=SMALL_STEPS)
     config._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": config}
 

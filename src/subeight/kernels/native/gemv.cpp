@@ -302,6 +302,7 @@ void lookup(const Matrix& w, const Rows& rows, const uint16_t* table, int thread
   const Tables tables = tables_of<BITS>(table);
   over_blocks(w.blocks(), threads, [&](int block) {
     int row = 0;
+    for (; row + 8 <= rows.count; row += 8) lookup_block<BITS, 8>(w, rows, row, shared, tables, block);
     for (; row + 4 <= rows.count; row += 4) lookup_block<BITS, 4>(w, rows, row, shared, tables, block);
     for (; row + 2 <= rows.count; row += 2) lookup_block<BITS, 2>(w, rows, row, shared, tables, block);
     for (; row < rows.count; ++row) lookup_block<BITS, 1>(w, rows, row, shared, tables, block);
