@@ -107,7 +107,9 @@ def test_sections_need_their_records():
     assert not {"Methods", "Size against KL", "The plan", "Settings"} & set(titles)
 
 
-@pytest.mark.parametrize("kind", ["compare", "evaluate", "quantize", "inspect", "map", "diagnose"])
+@pytest.mark.parametrize(
+    "kind", ["compare", "evaluate", "quantize", "inspect", "map", "diagnose", "kv", "advise", "bench"]
+)
 def test_empty_and_strange_records_make_a_page_too(kind):
     strange = {"rows": "none", "linears": [{"name": "x", "block": "?", "methods": "gptq", "shape": None}, 3],
                "inputs": [{}], "categories": 5, "parity": [], "summary": None, "error_share": 1}  # fmt: skip

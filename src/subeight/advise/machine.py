@@ -16,6 +16,7 @@ from subeight.kernels.linear import QuantLinear
 from subeight.kernels.table import PLAIN
 from subeight.records.files import atomic_write
 
+VERSION = 2  # of what is measured: an older file is not read
 READ = 1 << 28  # bytes, more than caches hold
 SIDE = 2048  # of the matrices whose product is timed
 ROWS = 512  # that a linear in int8 reads
@@ -41,7 +42,7 @@ class Machine:
 
 def this_machine(device: torch.device, cache: Path) -> Machine:
     """The machine as it was measured before in `cache`, a folder of this stack, or as it is measured now (seconds)."""
-    kept = cache / f"machine-{device.type}-{torch.get_num_threads()}.json"
+    kept = cache / f"machine-{VERSION}-{device.type}-{torch.get_num_threads()}.json"
     if kept.is_file():
         return Machine(**json.loads(kept.read_text(encoding="utf-8")))
     found = Machine(

@@ -39,7 +39,7 @@ def granted(found: Allocation) -> go.Figure:
         hoverongaps=False,
         zmin=-0.5,
         zmax=len(tones) - 0.5,
-        colorscale=_steps(tones),
+        colorscale=steps(tones),
         showscale=False,
         xgap=1,
         ygap=1,
@@ -209,7 +209,7 @@ def _tone(name: str, index: int) -> str:
     return QUIET if name == KEPT else TONES[index % len(TONES)]
 
 
-def _steps(tones: Sequence[str]) -> list[list[object]]:
+def steps(tones: Sequence[str]) -> list[list[object]]:
     """A colour scale that jumps: the same colour over all of a whole number's width."""
     count = max(1, len(tones))
     ends = [math.floor(1e9 * index / count) / 1e9 for index in range(count)] + [1.0]

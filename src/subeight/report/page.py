@@ -117,17 +117,19 @@ def _section(anchor: str, section: Section, figures: list[Any]) -> Html:
             name = f"figure-{len(figures)}"
             spec = json.loads(item.figure.to_json())
             figures.append({"id": name, "data": spec["data"], "layout": spec["layout"]})
-            height = f"height:{int(spec['layout']['height'])}px"
-            parts.append(
-                tag(
-                    "figure",
-                    tag("div", id=name, class_="plot", style=height),
-                    tag("figcaption", item.caption),
-                )
-            )
+            parts.append(tag("figure", _plot(name, item, spec["layout"]), tag("figcaption", item.caption)))
         else:
             parts.append(item)
     return tag("section", tag("h2", section.title), *parts, id=anchor)
+
+
+def _plot(name: str, picture: Picture, layout: dict[str, Any]) -> Html:
+    height = f"height:{int(layout['height'])}px"
+    if not picture.least:
+        return tag("div", id=name, class_="plot", style=height)
+    return tag(
+        "div", tag("div", id=name, class_="plot", style=f"{height};min-width:{picture.least}px"), class_="scroll"
+    )
 
 
 def _contents(sections: Sequence[Section]) -> Html:

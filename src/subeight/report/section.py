@@ -15,10 +15,11 @@ from subeight.report.markup import Html, Node
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its sentence: what to see in it."""
+    """A figure with its sentence: what to see in it. Narrower than `least` pixels it scrolls sideways by itself."""
 
     figure: go.Figure
     caption: str
+    least: int = 0
 
 
 @dataclass(frozen=True)
