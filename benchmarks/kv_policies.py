@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "kv_policies")
     parser.add_argument("--only", default="*", help="rows by name, like 'hqq/*' or 'ours/int2*'")
     parser.add_argument("--contexts", default="1024,4096")
+    parser.add_argument("--protocols", default=",".join(SEGMENTS))
     parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--passkeys", default=",".join(map(str, REPEATS)), help="their lengths; 0 for none")
     parser.add_argument("--threads", type=int, default=1)
@@ -177,7 +178,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     bench = Bench(given)
     contexts, lengths = ([int(number) for number in text.split(",")] for text in (given.contexts, given.passkeys))
-    questions = [Question(context, protocol, given.windows) for context in contexts for protocol in SEGMENTS]
+    protocols = given.protocols.split(",")
+    questions = [Question(context, protocol, given.windows) for context in contexts for protocol in protocols]
     rows = [row for question in questions for row in rows_of(bench, question)]
     hidden = [row for length in lengths if length for row in passkeys(bench, length)]
     if not given.list:

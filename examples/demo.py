@@ -1,6 +1,6 @@
 """The main job on the embedded model: inspect it, quantize it by several methods at 4 and 3 bits, measure each; break a
-3-bit one on purpose and find out why it got worse; map which layers need the bits, and spend a budget by the map; ask what
-pays on this machine, and what keys and values in few bits cost.
+3-bit one on purpose and find out why it got worse; map which layers need the bits, and spend a budget by the map; ask
+what pays on this machine, and what keys and values in few bits cost.
 
     python examples/demo.py --out demo
 
