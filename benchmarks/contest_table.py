@@ -2,7 +2,8 @@
 
     python -m benchmarks.contest_table
 
-Our rows are means over their calibration seeds. Ratios are paired by window, of the means over seeds.
+Our rows are means over their calibration seeds. Ratios are paired by window, of the means over seeds. Seconds are those of
+cells on two threads: others ran beside other work, or were stopped for a while.
 """
 
 from collections import defaultdict
@@ -76,7 +77,7 @@ def _ratios(rows: list[Row], width: str) -> dict[str, Any]:
 def _ratio(ours: Row, peer: Row) -> dict[str, Any]:
     windows = np.arange(len(ours["kl_by_window"]))
     ratio = paired_ratio(np.asarray(ours["kl_by_window"]), np.asarray(peer["kl_by_window"]), windows)
-    comparable = ours["threads"] == peer["threads"] and ours["machine"] == peer["machine"]
+    comparable = ours["threads"] == peer["threads"] == 2 and ours["machine"] == peer["machine"]
     return {
         "peer": f"{peer['tool']} {peer['method']}",
         "kl": ratio.value,
@@ -98,7 +99,6 @@ def _line(row: Row) -> str:
     notes = [f"{row['sequences']} sequences"] if row["sequences"] != SEQUENCES else []
     notes += ["our own runtime"] if row["own_runtime"] else []
     seeds = " ".join(f"{kl:.3g}" for kl in row["kl_by_seed"]) if len(row["kl_by_seed"]) > 1 else ""
-    alone = "" if row["threads"] == 2 else f" ({row['threads']} thread)"
     cells = (
         row["width"],
         who + (f" ({', '.join(notes)})" if notes else ""),
@@ -106,7 +106,7 @@ def _line(row: Row) -> str:
         f"{row['kl']:.3g}",
         seeds,
         f"{row['ppl']:.2f}",
-        f"{np.mean(row['seconds']):.0f}{alone}",
+        f"{np.mean(row['seconds']):.0f}" if row["threads"] == 2 else "",
     )
     return f"| {' | '.join(cells)} |"
 
