@@ -2,8 +2,8 @@
 
     python -m benchmarks.contest_table
 
-Our rows are means over their calibration seeds. Ratios are paired by window, of the means over seeds. Seconds are those of
-cells on two threads: others ran beside other work, or were stopped for a while.
+Our rows are means over their calibration seeds. Ratios are paired by window, of the means over seeds. Seconds are those
+of cells on two threads: others ran beside other work, or were stopped for a while.
 """
 
 from collections import defaultdict
