@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from subeight.advise.schemes import SCHEMES
+
 GOALS = ("latency", "throughput", "memory")
 BASE = "bf16"
-LOSSY = ("W3A16", "W2A16")  # fewer than 4 bits
+LOSSY = tuple(scheme.name for scheme in SCHEMES if scheme.weights is not None and scheme.weights.code_bits < 4)
 WORTH = 1.05  # times bf16's speed, below which a gain is called none
 Row = Mapping[str, Any]
 

@@ -68,10 +68,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Foretold:
-    """Seconds of one step, and which of memory, products and calls is the most of it."""
+    """Seconds of one step, which of memory, products and calls is the most of it, bytes read, and operations."""
 
     seconds: float
     bound: str
+    bytes: int
+    operations: int
 
 
 def decode(machine: Machine, sizes: Sizes, scheme: Scheme, context: int, batch: int) -> Foretold:
@@ -93,12 +95,13 @@ def _step(machine: Machine, sizes: Sizes, scheme: Scheme, rows: int, last: int, 
         machine.int8 if scheme.inputs is not None and scheme.weights == Format.parse("int8:channel") else machine.bf16
     )
     attention = 4 * pairs * sizes.query_heads * sizes.cache.head_dim * len(sizes.cache.sliding)
-    products = 2 * rows * weights / (rate or machine.bf16)
-    products += (2 * last * sizes.head[0] * sizes.head[1] + attention) / machine.bf16
-    memory = (sizes.weight_bytes(scheme) + cache) / machine.bandwidth
+    in_blocks, others = 2 * rows * weights, 2 * last * sizes.head[0] * sizes.head[1] + attention
+    products = in_blocks / (rate or machine.bf16) + others / machine.bf16
+    read = sizes.weight_bytes(scheme) + cache
+    memory = read / machine.bandwidth
     calls = machine.call * len(sizes.linears)
     largest = max(("memory", memory), ("products", products), ("calls", calls), key=lambda part: part[1])
-    return Foretold(max(memory, products) + calls, largest[0])
+    return Foretold(max(memory, products) + calls, largest[0], read, in_blocks + others)
 
 
 def _stored(scheme: Scheme, shape: tuple[int, int]) -> int:
