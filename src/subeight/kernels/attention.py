@@ -1,6 +1,6 @@
 """Attention of one new token on a CPU: torch's fused kernel for it is far slower there than two plain products.
 
-Read in bf16 beside 4,000 tokens: 8 ms a layer fused, 0.2 ms so (benchmarks/attention).
+Beside 4,096 tokens, in bf16 and smollm2's shape: 2.3 ms a layer fused, 0.26 ms so (benchmarks/attention).
 """
 
 from __future__ import annotations

@@ -87,9 +87,7 @@ class LookUp:
 
     @staticmethod
     def why_not(ask: Ask) -> str | None:
-        if ask.device.type != "cpu":
-            return "it runs on CPUs"
-        kernels = native()
+        kernels = _own(ask)
         if isinstance(kernels, str):
             return kernels
         if not kernels.has_lookup:
@@ -170,9 +168,7 @@ class OwnInt8:
 
     @staticmethod
     def why_not(ask: Ask) -> str | None:
-        if ask.device.type != "cpu":
-            return "it runs on CPUs"
-        kernels = native()
+        kernels = _own(ask)
         if isinstance(kernels, str):
             return kernels
         if not kernels.has_int8:
@@ -222,6 +218,11 @@ def multiplies_int8() -> bool:
         runner._product(codes, 1.0, torch.bfloat16)
         seconds.append(time.perf_counter() - began)
     return 2 * SIDE**3 / min(seconds) > SLOWEST
+
+
+def _own(ask: Ask) -> Native | str:
+    """Our own C++, or why it does not serve there."""
+    return native() if ask.device.type == "cpu" else "it runs on CPUs"
 
 
 def _loaded() -> Native:
