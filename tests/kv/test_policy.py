@@ -38,6 +38,7 @@ def test_text_and_back(text, policy):
         ("int4:g64:had", "write `rotate`"),
         ("int4:g64,window=-1", "says nothing"),
         ("int4:g64,3.key=none", "says nothing"),
+        ("int4:g64,0-2+7-3.keys=none", "says nothing"),
         ("int4:g64,3.keys=int9", "did you mean"),
         ("", "write it like"),
     ],

@@ -57,6 +57,9 @@ def test_a_map_and_bits_by_it(house, tmp_path):
 
 def test_weights_and_cache_within_one_budget(house, made, tmp_path):
     low = made("gptq").directory
+    with pytest.raises(InputError, match="weights and cache take"):
+        kv(str(house.base), budget="1 kB", options=house.options(out=tmp_path / "small"), **SMALL)
+    assert not (tmp_path / "small").exists()
     options = house.options(out=tmp_path / "kv")
     asked = {"policies": ["int2:g16,window=8,sinks=2"], "weights": [str(low)], "options": options, **SMALL}
     sizes = kv(str(house.base), **asked).numbers["memory"]
@@ -76,7 +79,9 @@ def test_weights_and_cache_within_one_budget(house, made, tmp_path):
     [
         ({"policies": ["int4:channel"]}, RecipeError, "has a scale per channel"),
         ({"contexts": (10**7,)}, InputError, "give shorter ones"),
-        ({"length": 10**7}, InputError, "give shorter ones"),
+        ({"length": 10**7}, InputError, "--length has 10000000"),
+        ({"policies": ["int4:g16,99.keys=none"]}, RecipeError, "layer 99 is named, but the model's are 0 to"),
+        ({"budget": "1 bits"}, InputError, "keys and values take .* bits at least"),
         ({"budget": "3"}, InputError, "say for instance"),
         ({"formats": ["none"]}, RecipeError, "rounds nothing"),
         ({"contexts": (128,), "windows": 1}, TextError, "give longer text"),

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from subeight.errors import InputError
+from subeight.formats import Format
 from subeight.kv.memory import Shape, cache_bytes
 from subeight.kv.policy import KVPolicy
 from subeight.map.budget import parse_budget
-from subeight.verbs.kv_budget import allocated, joint, joint_sentence
+from subeight.verbs.kv_budget import allocated, joint, joint_sentence, least_bytes, require_enough
 
 SHAPE = Shape(heads=2, head_dim=64, sliding=(None, 100))
 POLICY = KVPolicy.parse("int4:g64,window=16,sinks=2")
@@ -63,8 +64,15 @@ def test_least_bytes_for_a_loss():
 
 
 def test_too_small_a_budget():
+    formats = [Format.parse(text) for text in FORMATS]
     with pytest.raises(InputError, match=r"2\.25 bits at least"):
-        allocated(POLICY, drawn(), SHAPE, parse_budget("2 bits"), LENGTH, BATCH)
+        require_enough(POLICY, formats, SHAPE, parse_budget("2 bits"), 0, LENGTH, BATCH)
+    least = min(size for _, size, _ in everything(drawn()))
+    assert least_bytes(POLICY, formats, SHAPE, LENGTH, BATCH) == pytest.approx(least, abs=BATCH)
+    with pytest.raises(InputError, match="weights and cache take"):
+        require_enough(POLICY, formats, SHAPE, parse_budget(f"{least + 900} B"), 1000, LENGTH, BATCH)
+    for enough in ("2.25 bits", f"{least + 1100} B", "kl 0.001"):
+        require_enough(POLICY, formats, SHAPE, parse_budget(enough), 1000, LENGTH, BATCH)
 
 
 def test_what_fits():

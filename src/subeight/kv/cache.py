@@ -28,6 +28,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers is untyped
     """The cache of a model under a policy.
 
     Raises:
+        RecipeError: the policy names layers that the model does not have.
         KernelError: a layer of the model is of a kind that no policy can hold (linear attention), or keys cannot be
             taken back to before their rotary embedding.
     """
@@ -42,6 +43,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers is untyped
                 f"This model has layers of {', '.join(strange)}, whose state no KV policy holds; policies are for "
                 f"{FULL} and {SLIDING}: leave the cache as it is."
             )
+        policy.require_layers(count)
         turn = rotary_turn(model) if policy.rope == "before" else None
         window = getattr(config, "sliding_window", None)
         layers = [

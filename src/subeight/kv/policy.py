@@ -17,7 +17,7 @@ from subeight.formats import Format
 AXES = ("channel", "token")
 ROPES = ("after", "before")
 SIDES = ("keys", "values")
-_SINGLE = re.compile(r"(?P<layers>\d+(?:-\d+)?(?:\+\d+(?:-\d+)?)*)\.(?P<side>keys|values)")
+_SINGLE = re.compile(r"(?P<layers>\d{1,4}(?:-\d{1,4})?(?:\+\d{1,4}(?:-\d{1,4})?)*)\.(?P<side>keys|values)")
 EXAMPLE = "int4:g64,window=128,sinks=4 or keys=int8:token,values=int4:g64,axis=token"
 
 
@@ -83,10 +83,8 @@ class KVPolicy:
                 given |= dict.fromkeys(("keys", "values"), _format(name, text))
             elif name in ("keys", "values"):
                 given[name] = _format(value, text)
-            elif found := _SINGLE.fullmatch(name):
-                single |= dict.fromkeys(
-                    ((layer, found["side"]) for layer in _numbers(found["layers"])), _format(value, text)
-                )
+            elif (found := _SINGLE.fullmatch(name)) and (layers := _numbers(found["layers"])):
+                single |= dict.fromkeys(((layer, found["side"]) for layer in layers), _format(value, text))
             elif name in ("window", "sinks") and value.isdigit():
                 given[name] = int(value)
             elif name in ("axis", "rope"):
@@ -101,10 +99,8 @@ class KVPolicy:
     def __str__(self) -> str:
         if self.is_full:
             return "none"
-        same = self.keys == self.values
-        parts = (
-            [str(self.keys or "none")] if same else [f"keys={self.keys or 'none'}", f"values={self.values or 'none'}"]
-        )
+        keys, values = (str(format or "none") for format in (self.keys, self.values))
+        parts = [keys] if keys == values else [f"keys={keys}", f"values={values}"]
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in ("window", "sinks", "axis", "rope") and value != item.default:
@@ -142,6 +138,16 @@ class KVPolicy:
         for (layer, side), format in sides.items():
             layers[layer] = replace(layers.get(layer, LayerPolicy(self.keys, self.values)), **{side: format})
         return replace(self, layers=layers)
+
+    def require_layers(self, count: int) -> None:
+        """Refuses single layers that a model of so many does not have.
+
+        Raises:
+            RecipeError: there are such.
+        """
+        beyond = max(self.layers, default=-1)
+        if beyond >= count:
+            raise RecipeError(f"KV policy {self}: layer {beyond} is named, but the model's are 0 to {count - 1}.")
 
     def bits(self, head_dim: int, layer: int | None = None) -> tuple[float, float]:
         """Stored bits of a key and of a value beyond window and sinks, 16 where nothing is rounded."""
@@ -187,9 +193,10 @@ def _check(format: Format | None) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    """`0-3+7` as 0, 1, 2, 3, 7."""
+    """`0-3+7` as 0, 1, 2, 3, 7; nothing where one of its runs goes backwards."""
     ends = [part.partition("-") for part in text.split("+")]
-    return [number for first, _, last in ends for number in range(int(first), int(last or first) + 1)]
+    runs = [range(int(first), int(last or first) + 1) for first, _, last in ends]
+    return [number for run in runs for number in run] if all(runs) else []
 
 
 def _runs(numbers: Sequence[int]) -> str:

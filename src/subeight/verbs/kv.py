@@ -22,7 +22,7 @@ from subeight.records import Coordinates, fingerprint
 from subeight.records.progress import progress
 from subeight.text.long import long_windows
 from subeight.text.needles import needles
-from subeight.verbs.kv_budget import allocated, joint, joint_sentence, least_bytes
+from subeight.verbs.kv_budget import allocated, joint, joint_sentence, least_bytes, require_enough
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, finish
 
@@ -68,8 +68,14 @@ def kv(
     lows = [session.model(name) for name in weights]
     for low in lows:
         require_same_vocabulary(opened, low)
+    shape = Shape.of(opened.config)
+    for policy in parsed:
+        policy.require_layers(len(shape.sliding))
+    _require_contexts(opened, "--contexts", contexts)
     length = length or max(contexts)
-    _require_contexts(opened, [*contexts, length])
+    _require_contexts(opened, "--length", [length])
+    if spend is not None and spend.kind == "bits":
+        require_enough(_template(parsed), mapped, shape, spend, 0, length, batch)
     texts = [_text(session, opened, context, windows, retrieval, written) for context in contexts]
     text = fingerprint([[window.tolist() for window in one.windows] for one in texts])
     coordinates = Coordinates(baseline=opened.coordinate, evaluation=text, stack=session.stack.hash)
@@ -119,13 +125,15 @@ def _answer(
 ) -> tuple[dict[str, Any], list[str]]:
     """The record's numbers, and what they say."""
     policies, shape = question.policies, question.shape
+    if spend is not None and spend.kind == "bytes":
+        require_enough(_template(policies.values()), mapped, shape, spend, min(question.held.values()), length, batch)
     known = [reference(question.base, text) for text in question.texts]
     numbers: dict[str, Any] = {}
     sentences: list[str] = []
     if mapped:
         numbers["map"] = _map(question, mapped, known)
     if spend is not None:
-        made = _spent(question, numbers["map"]["rows"], spend, length, batch)
+        made = _spent(question, numbers["map"]["rows"], mapped, spend, length, batch)
         policies |= {name: policy for name, (policy, _) in made.items()}
         numbers["allocation"] = [{"name": name, **told} for name, (_, told) in made.items()]
     numbers["cells"] = cells = _cells(question, known)
@@ -155,26 +163,31 @@ def _map(question: _Question, formats: Sequence[Format], known: Sequence[Referen
 
 
 def _spent(
-    question: _Question, rows: Sequence[dict[str, Any]], spend: Budget, length: int, batch: int
+    question: _Question,
+    rows: Sequence[dict[str, Any]],
+    formats: Sequence[Format],
+    spend: Budget,
+    length: int,
+    batch: int,
 ) -> dict[str, tuple[KVPolicy, dict[str, Any]]]:
     """The allocation of the budget by its name; of bytes one for each checkpoint that leaves room for it."""
     policy, shape = _template(question.policies.values()), question.shape
     if spend.kind != "bytes":
         return {f"allocated {spend.text}": allocated(policy, rows, shape, spend, length, batch)}
     found = {}
-    least = min(question.held.values())
+    least = least_bytes(policy, formats, shape, length, batch)
     for name, size in question.held.items():
         left = Budget(spend.text, "bytes", spend.value - size)
-        if size == least or least_bytes(policy, rows, shape, length, batch) <= left.value:
+        if least <= left.value:
             found[f"allocated beside {name}"] = allocated(policy, rows, shape, left, length, batch)
     return found
 
 
-def _require_contexts(model: Model, contexts: Sequence[int]) -> None:
+def _require_contexts(model: Model, option: str, contexts: Sequence[int]) -> None:
     longest = context_length(model)
     over = [context for context in contexts if context > longest]
     if over:
-        raise InputError(f"--contexts has {over[0]}, but {model.label} knows {longest} tokens; give shorter ones.")
+        raise InputError(f"{option} has {over[0]}, but {model.label} knows {longest} tokens; give shorter ones.")
 
 
 def _text(session: Session, model: Model, context: int, windows: int, retrieval: int, written: int) -> Text:

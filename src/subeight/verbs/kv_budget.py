@@ -10,7 +10,7 @@ from subeight.errors import InputError
 from subeight.formats import Format
 from subeight.kv.memory import Shape, cache_bytes, crossing, side_bytes
 from subeight.kv.policy import SIDES, KVPolicy, stored_bits
-from subeight.map.allocation import Allocation, least_cost, within_cost, within_loss
+from subeight.map.allocation import Allocation, within_cost, within_loss
 from subeight.map.budget import Budget
 from subeight.map.choices import Option, Unit, falling
 from subeight.records.disk import human_bytes
@@ -27,15 +27,11 @@ def allocated(
     the least bytes.
 
     Raises:
-        InputError: even the narrowest formats of the map take more.
+        SubeightError: even the narrowest formats of the map take more, which `require_enough` says before there is one.
     """
     sides = _sides(shape)
     units = _units(policy, rows, shape, length, batch, of_bytes=budget.kind != "bits")
     most = budget.value * len(units) if budget.kind == "bits" else budget.value
-    if budget.kind != "kl" and least_cost(units) > most:
-        least = least_cost(units)
-        told = f"{least / len(units):.2f} bits" if budget.kind == "bits" else human_bytes(least)
-        raise InputError(f"--budget {budget.text} is not enough: keys and values take {told} at least.")
     found = within_loss(units, most) if budget.kind == "kl" else within_cost(units, most)
     made = _policy(policy, sides, found)
     bits = [option.bits for option in found.options]
@@ -52,9 +48,34 @@ def allocated(
     }
 
 
-def least_bytes(policy: KVPolicy, rows: Sequence[Mapping[str, Any]], shape: Shape, length: int, batch: int) -> float:
-    """What the narrowest formats of a map take."""
-    return least_cost(_units(policy, rows, shape, length, batch, of_bytes=True))
+def require_enough(
+    policy: KVPolicy, formats: Sequence[Format], shape: Shape, budget: Budget, weights: int, length: int, batch: int
+) -> None:
+    """Refuses a budget below what the narrowest formats take beside so many bytes of weights.
+
+    Raises:
+        InputError: it is.
+    """
+    if budget.kind == "bits":
+        least = sum(
+            min(stored_bits(format, shape.head_dim, axis) for format in formats) for axis in (policy.axis, "token")
+        ) / 2  # fmt: skip
+        told = f"keys and values take {least:.2f} bits"
+    else:
+        least = weights + least_bytes(policy, formats, shape, length, batch)
+        told = f"weights and cache take {human_bytes(least)}"
+    if budget.kind != "kl" and least > budget.value:
+        raise InputError(
+            f"--budget {budget.text} is not enough: {told} at least; give more, or narrower formats to --map."
+        )
+
+
+def least_bytes(policy: KVPolicy, formats: Sequence[Format], shape: Shape, length: int, batch: int) -> float:
+    """What the narrowest of the formats take."""
+    return sum(
+        min(side_bytes(shape, policy, layer, side, format, length) for format in formats) * batch
+        for layer, side in _sides(shape)
+    )
 
 
 def _sides(shape: Shape) -> list[tuple[int, str]]:
