@@ -1,9 +1,9 @@
 """Runs the command line over and over in forked children, some of which kill themselves; imports are paid once.
 
 `python -m tests.engine.killer` reads one order, as a line of JSON, after the other, and answers each with a line: how
-its child ended and how many seconds it took. An order is {"argv": [...]} for an undisturbed run, with "at" for one that
-is killed after so many seconds, or with "name" ("module:qualified.name"), "call" and "when" ("before" or "after") for
-one that is killed at that call of a function.
+its child ended, how many seconds it took and what it said last. An order is {"argv": [...]} for an undisturbed run,
+with "at" for one that is killed after so many seconds, or with "name" ("module:qualified.name"), "call" and "when"
+("before" or "after") for one that is killed at that call of a function.
 """
 
 import importlib
@@ -14,11 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
 import torch
 
 from subeight.cli import main as cli
+
+SAID = TemporaryFile("w", buffering=1)  # noqa: SIM115 - it lasts as long as the process
 
 
 def _killing(function: Callable[..., Any], call: int, when: str) -> Callable[..., Any]:
@@ -63,6 +66,8 @@ def _child(order: dict[str, Any]) -> NoReturn:
 
 
 def _run(order: dict[str, Any]) -> dict[str, Any]:
+    SAID.seek(0)
+    SAID.truncate()
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
@@ -72,13 +77,16 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
         os.kill(pid, signal.SIGKILL)  # one that has ended already is still there to be waited for, and unharmed
     _, status = os.waitpid(pid, 0)
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    return {"killed": killed, "status": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - began}
+    seconds = time.monotonic() - began
+    said = os.pread(SAID.fileno(), 1 << 20, 0)[-400:].decode(errors="replace")
+    return {"killed": killed, "status": os.waitstatus_to_exitcode(status), "seconds": seconds, "said": said}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     told = sys.stdout
-    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - it lasts as long as the process
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it lasts as long as the process
+    sys.stderr = SAID
     warm = False
     for line in sys.stdin:
         asked = json.loads(line)

@@ -129,7 +129,7 @@ def check(
     late = [name for name, how in died.items() if not how["killed"]]
     assert len(late) <= ended, f"nothing was killed: {late}"
     for number, name in enumerate(deaths):
-        assert resumed[name]["status"] == 0, f"{name}: the same command again ended with {resumed[name]['status']}"
+        assert resumed[name]["status"] == 0, f"{name}: the same command again said {resumed[name]['said']}"
         assert hashes(directory / f"out-{number}", TIMES) == bench.whole, name
         if on_disk:
             left = list((directory / f"scratch-{number}").rglob("*"))
