@@ -1,13 +1,14 @@
 """Schemes timed on one real block of a model: a model of one block and one of two, whose difference is a block.
 
-Weights are rounded to nearest, which costs the same time as any other codes. The cache is filled with random states.
+The head is timed by itself: it takes longer than a block, and its noise would count once for each. Weights are rounded to nearest, which costs the same time as any other codes. The cache is filled with random states.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,7 +26,8 @@ from subeight.models.model import Model
 from subeight.models.packed import load_packed
 
 ROUNDS = 7
-STEPS = 4  # tokens of one sample of decode
+STEPS = 8  # tokens of one sample of decode
+HEAD = 0  # in place of a number of blocks
 STATIC = 0.05  # a scale of fixed inputs: any takes as long
 
 
@@ -52,26 +54,32 @@ class Timing:
         self.dtype = dtype
         self.layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self.modules = [_stored_by(_short(model, count), scheme, dtype, device) for count in (1, 2)]
+        self.trunk = model.skeleton.trunk_name
+        self.width = model.config.get_text_config(decoder=True).hidden_size
         self.samples: dict[tuple[int, int, bool], list[float]] = {}  # by blocks, batch, and whether it is a prefill
 
     @torch.inference_mode()
     def sample(self, context: int, batch: Sequence[int]) -> None:
-        """One prefill of a sequence and a few tokens of each batch, on both models."""
+        """One prefill of a sequence and a few tokens of each batch, on both models without their head; and the head."""
         for blocks, module in enumerate(self.modules, 1):
+            run = partial(module.get_submodule(self.trunk), use_cache=True)
             ids = torch.zeros(1, context, dtype=torch.long, device=self.device)
-            self._note((blocks, 1, True), module, ids, KVCache(module, self.scheme.kv), 1)
+            empty = KVCache(module, self.scheme.kv)
+            self._note((blocks, 1, True), partial(run, input_ids=ids, past_key_values=empty), 1)
             for size in batch:
                 cache = KVCache(module, self.scheme.kv)
                 _fill(module, cache, size, context, self.dtype, self.device)
                 step = torch.zeros(size, 1, dtype=torch.long, device=self.device)
-                self._note((blocks, size, False), module, step, cache, STEPS)
+                self._note((blocks, size, False), partial(run, input_ids=step, past_key_values=cache), STEPS)
+        head = self.modules[0].get_output_embeddings()
+        for size in {1, *batch}:
+            states = torch.zeros(size, 1, self.width, dtype=self.dtype, device=self.device)
+            self._note((HEAD, size, False), partial(head, states), STEPS)
 
-    def _note(
-        self, key: tuple[int, int, bool], module: PreTrainedModel, ids: torch.Tensor, cache: Cache, steps: int
-    ) -> None:
+    def _note(self, key: tuple[int, int, bool], run: Callable[[], object], steps: int) -> None:
         began = time.perf_counter()
         for _ in range(steps):
-            module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            run()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.samples.setdefault(key, []).append((time.perf_counter() - began) / steps)
@@ -91,7 +99,7 @@ class Timing:
 
     def _whole(self, batch: int, *, prompt: bool) -> float:
         one, two = (median(self.samples[blocks, batch, prompt]) for blocks in (1, 2))
-        return one + (self.layers - 1) * max(two - one, 0.0)
+        return one + (self.layers - 1) * max(two - one, 0.0) + median(self.samples[HEAD, batch, False])
 
 
 def time_schemes(
