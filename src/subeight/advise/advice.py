@@ -74,7 +74,7 @@ def _useless(rows: Sequence[Row], base: Row, batch: Sequence[int]) -> list[str]:
     ]
     for words, (name, size) in steps.items():
         found.append((words, [row["name"] for row in rows if _gain(row, base, name, size) < WORTH and row is not base]))
-    return [f"Not worth it for {words}: {', '.join(names)}." for words, names in found if names]
+    return [f"Not worth it for {words}: {'; '.join(names)}." for words, names in found if names]
 
 
 def _gain(row: Row, base: Row, name: str, size: str | None = None) -> float:

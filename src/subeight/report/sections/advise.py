@@ -21,7 +21,7 @@ def summary(records: list[Record]) -> list[Node]:
         goal = f", for {found.goal}" if found.goal else ""
         timed = words.count(len(found.schemes), "scheme was", "schemes were")
         lines.append(paragraph(f"{timed} timed on one real block of the model{context}{goal}."))
-        lines += [paragraph(prose(line)) for line in found.sentences[:1]]
+        lines += [paragraph(prose(line)) for line in found.sentences[:2]]
     return lines
 
 
