@@ -1,7 +1,7 @@
 """Schemes timed on one real block of a model: a model of one block and one of two, whose difference is a block.
 
-The head is timed by itself: it takes longer than a block, and its noise would count once for each. Weights are rounded to
-nearest, which costs the same time as any other codes. The cache is filled with random states.
+The head is timed by itself: it takes longer than a block, and its noise would count once for each. Weights are rounded
+to nearest, which costs the same time as any other codes. The cache is filled with random states.
 """
 
 from __future__ import annotations
