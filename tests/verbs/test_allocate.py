@@ -177,6 +177,23 @@ def test_verified_on_the_maps_own_text_and_on_other(mapped: Path, tmp_path: Path
     assert again["kl"] == seen["kl"]
 
 
+def test_a_budget_in_milliseconds_is_measured_before_and_after(house, mapped: Path, tmp_path: Path) -> None:
+    asked = options(tmp_path / "out")
+    result = allocate(str(mapped), "latency 1000 ms", context=16, verify=True, forbids=("*=keep",), options=asked)
+    told = result.numbers["latency"]
+    assert 0 < told["rest_seconds"] < told["seconds"] < 1 and told["context"] == 16
+    assert set(read_map(mapped).formats) >= {choice["format"] for choice in result.numbers["choices"]}
+    assert result.numbers["verified"]["seconds"] > 0
+    assert any("A token after 16 others" in line for line in result.lines)
+    with pytest.raises(SubeightError, match="the nearest that can be met is 'latency"):
+        allocate(str(mapped), "latency 0.0001 ms", context=16, options=replace(asked, out=tmp_path / "other"))
+
+
+def test_a_context_longer_than_the_models_is_refused(mapped: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--context 999999 leaves no room"):
+        allocate(str(mapped), "latency 9 ms", context=999_999, options=options(tmp_path / "out"))
+
+
 def test_a_text_that_changed_cannot_verify(house, tmp_path: Path) -> None:
     point = Coordinates(baseline=Model(str(house.base)).coordinate, evaluation="another")
     folder = hand_made(tmp_path / "map", house, coordinates=point)

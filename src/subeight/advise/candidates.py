@@ -54,7 +54,7 @@ class Timing:
         self.device = device
         self.dtype = dtype
         self.layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        self.modules = [_stored_by(_short(model, count), scheme, dtype, device) for count in (1, 2)]
+        self.modules = [stored_by(short(model, count), scheme, dtype, device) for count in (1, 2)]
         self.trunk = model.skeleton.trunk_name
         self.width = model.config.get_text_config(decoder=True).hidden_size
         self.samples: dict[tuple[int, int, bool], list[float]] = {}  # by blocks, batch, and whether it is a prefill
@@ -69,7 +69,7 @@ class Timing:
             self._note((blocks, 1, True), partial(run, input_ids=ids, past_key_values=empty), 1)
             for size in batch:
                 cache = KVCache(module, self.scheme.kv)
-                _fill(module, cache, size, context, self.dtype, self.device)
+                fill(module, cache, size, context, self.dtype, self.device)
                 step = torch.zeros(size, 1, dtype=torch.long, device=self.device)
                 self._note((blocks, size, False), partial(run, input_ids=step, past_key_values=cache), STEPS)
         head = self.modules[0].get_output_embeddings()
@@ -121,7 +121,7 @@ def time_schemes(
     return {timing.scheme.name: timing.measured(context, batch) for timing in timings}
 
 
-def _short(model: Model, blocks: int) -> Model:
+def short(model: Model, blocks: int) -> Model:
     """The model's first blocks alone, with its embeddings and its head."""
     text = model.config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
@@ -129,7 +129,8 @@ def _short(model: Model, blocks: int) -> Model:
     return model.with_config(changes | ({"layer_types": list(kinds[:blocks])} if kinds else {}))
 
 
-def _stored_by(model: Model, scheme: Scheme, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def stored_by(model: Model, scheme: Scheme, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model with its linears as the scheme stores them, rounded to nearest."""
     module = load_packed(model, dtype, device).module
     if scheme.weights is None:
         return module
@@ -150,7 +151,7 @@ def _stored_by(model: Model, scheme: Scheme, dtype: torch.dtype, device: torch.d
     return module
 
 
-def _fill(
+def fill(
     module: PreTrainedModel, cache: Cache, batch: int, context: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Random keys and values of `context` tokens in every layer."""

@@ -92,12 +92,15 @@ def map(
 
 def allocate(
     map: Annotated[str, typer.Argument(help="the run directory of a map, or its record.json")],
-    budget: Annotated[str, typer.Option("--budget", help="for instance '3.5 bits', '90 MB' or 'kl 0.05'")],
+    budget: Annotated[
+        str, typer.Option("--budget", help="for instance '3.5 bits', '90 MB', 'kl 0.05' or 'latency 20 ms'")
+    ],
     engine: Annotated[str, typer.Option("--engine", help="vllm, sglang, transformers, gguf, subeight or any")] = "any",
     pin: Annotated[list[str] | None, typer.Option("--pin", help="GLOB=FORMAT or GLOB=keep, repeatable")] = None,
     forbid: Annotated[list[str] | None, typer.Option("--forbid", help="GLOB=FORMAT, repeatable")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="quantize by the recipe and measure it")] = False,
     model: Annotated[str | None, typer.Option("--model", help="the map's model, where it lies elsewhere")] = None,
+    context: Annotated[int, typer.Option("--context", min=1, help="tokens before the one that is timed")] = 1024,
     out: Out = None,
     seed: Seed = 0,
     threads: Threads = None,
@@ -132,6 +135,7 @@ def allocate(
         forbids=tuple(forbid or ()),
         verify=verify,
         model=model,
+        context=context,
         options=options,
     )
     show(done, as_json=as_json)

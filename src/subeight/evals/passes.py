@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from subeight.errors import InputError
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.read.safetensors import index_file
@@ -122,6 +123,17 @@ def cache_key(model: Model, computing: Computing, what: object) -> str:
 def context_length(model: Model) -> int:
     """How many tokens the model takes."""
     return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 20)
+
+
+def require_context(model: Model, context: int) -> None:
+    """Refuses a `--context` after which the model takes no token.
+
+    Raises:
+        InputError: it is as long as the model's, or longer.
+    """
+    longest = context_length(model)
+    if context >= longest:
+        raise InputError(f"--context {context} leaves no room in the {longest} tokens that {model.label} knows.")
 
 
 def reference_pass(model: Model, sequences: Sequences, evaluation: str, computing: Computing, cache: Path) -> Pass:

@@ -15,13 +15,13 @@ from subeight.map.front import front, measured, rivals
 from subeight.map.interactions import Pair, doubts_of
 from subeight.map.mapfile import MapFile
 from subeight.map.prediction import Expected, Formats, Prediction
-from subeight.map.spend import decidable, spent
+from subeight.map.spend import Latency, decidable, spent
 from subeight.recipes import Plan, Recipe
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A budget spent on one map; everything is worked out when it is wanted.
+    """A budget spent on one map; everything is worked out when it is wanted. One in milliseconds needs `latency`.
 
     Raises:
         InputError: pins, forbiddings and engine leave a place no format.
@@ -34,6 +34,7 @@ class Decision:
     pins: tuple[Wish, ...] = ()
     forbids: tuple[Wish, ...] = ()
     seed: int = 0
+    latency: Latency | None = None
 
     @cached_property
     def prediction(self) -> Prediction:
@@ -41,11 +42,11 @@ class Decision:
 
     @cached_property
     def units(self) -> list[Unit]:
-        return decidable(self.found, self.budget, self.engine, self.pins, self.forbids)
+        return decidable(self.found, self.budget, self.engine, self.pins, self.forbids, self.latency)
 
     @cached_property
     def made(self) -> Allocation:
-        return spent(self.found, self.units, self.budget, self.prediction)
+        return spent(self.found, self.units, self.budget, self.prediction, self.latency)
 
     @cached_property
     def formats(self) -> Formats:
@@ -69,7 +70,10 @@ class Decision:
     def numbers(self, plan: Plan, pairs: Sequence[Pair] = ()) -> dict[str, Any]:
         """What a record says of it; `pairs` are interactions that were measured."""
         price = worth(self.units, self.made.cost)
-        choices, doubts = Explainer(self.found, self.made, price).choices(), doubts_of(pairs)
+        choices, doubts = (
+            Explainer(self.found, self.made, price, timed=self.latency is not None).choices(),
+            doubts_of(pairs),
+        )
         for choice in choices:
             choice["doubts"] += doubts.get(choice["place"], [])
         expected, budget = self.expected, self.budget
@@ -82,6 +86,7 @@ class Decision:
             "metric": self.found.metric,
             "choices": choices,
             "worth": price,
+            "latency": self._latency(),
             "bits_per_weight": plan.bits_per_weight,
             "bytes": plan.bytes,
             "bytes_stored": sum(site.bytes for site in plan.sites if site.linear.kind != "tied"),
@@ -91,6 +96,15 @@ class Decision:
             "rivals": [point.to_dict() for point in rivals(self.found, self.prediction, self.made.inside[1])],
             "price_of_pins": self._prices(),
         }
+
+    def _latency(self) -> dict[str, Any] | None:
+        """Seconds of one token: as it is expected, as it is in full precision, and of all but the linears."""
+        if self.latency is None:
+            return None
+        kept = sum(self.latency.of(place, None) for place in self.found.places)
+        rest = self.latency.rest
+        said = {"context": self.latency.context, "rest_seconds": rest, "seconds_baseline": rest + kept}
+        return {"seconds": rest + self.made.cost, **said}
 
     def _prices(self) -> list[dict[str, Any]]:
         """What each pin and each forbidding costs: the allocation with all of them, minus the one without it."""

@@ -1,7 +1,8 @@
 """Why a place got its bits, in words: its curve, the price of one more bit, what would change the decision, and doubts.
 
-The measure of all decisions is what a byte is worth at this budget (the price in the relaxed program): a place is
-widened where that gains more than a byte does elsewhere. A doubt is where the map's own numbers speak against it.
+The measure of all decisions is what a byte (or a second) is worth at this budget (the price in the relaxed program): a
+place is widened where that gains more than a byte does elsewhere. A doubt is where the map's own numbers speak against
+it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +28,15 @@ _FEW = 4  # places: with fewer, ranks and medians say nothing
 
 @dataclass(frozen=True)
 class Explainer:
-    """Explains the choices of one allocation; `worth` is what a byte more would save in summed loss."""
+    """Explains the choices of one allocation; `worth` is what a byte more would save in summed loss.
+
+    Costs are seconds in place of bytes where they are `timed`.
+    """
 
     found: MapFile
     made: Allocation
     worth: float
+    timed: bool = False
 
     def choices(self) -> list[dict[str, Any]]:
         """Every place with what it got and why, as it stands in a record."""
@@ -71,7 +76,7 @@ class Explainer:
             return f"{got}: pinned by {unit.pinned}."
         if len(unit.options) == 1:
             if not unit.places[0].inside and option.format is None:
-                return "kept: it lies outside of the blocks, which a budget in bytes alone decides about."
+                return "kept: it lies outside of the blocks, which budgets in bytes or milliseconds alone decide about."
             return f"{got}: nothing else is allowed here."
         together = f" ({len(unit.places)} places that the engine loads as one matrix)" if len(unit.places) > 1 else ""
         parts = [self._curve(unit, pick), self._widening(unit, pick), self._narrowing(unit, pick)]
@@ -93,7 +98,7 @@ class Explainer:
         other, gain, cost = step
         bits = (other.bits - unit.options[pick].bits) or 1.0
         lead = f"Wider ({other.format or KEPT}) would gain"
-        price = f"{_size(cost)} ({_size(cost / bits)} for one more bit)"
+        price = f"{self._size(cost)} ({self._size(cost / bits)} for one more bit)"
         if self.worth <= 0:
             return f"{lead} {gain:.3g} for {price}, and the budget is not what limits it."
         if gain <= 0:
@@ -104,7 +109,7 @@ class Explainer:
                 f"{lead} {gain:.3g} for {price}, no less than elsewhere ({needed:.3g}): a little more would widen it."
             )
         return (
-            f"{lead} {gain:.3g} for {price}, where these bytes gain {needed:.3g} elsewhere: it would change if the "
+            f"{lead} {gain:.3g} for {price}, where as much gains {needed:.3g} elsewhere: it would change if the "
             f"gain were {needed / gain:.3g} times as large."
         )
 
@@ -115,11 +120,16 @@ class Explainer:
         other, more, saved = min(steps, key=lambda one: one[1] / one[2])
         worth = self.worth * saved
         if more <= worth:
-            return f"Narrower ({other.format}) would lose {more:.3g} more and free {_size(saved)}: it is on the edge."
+            return (
+                f"Narrower ({other.format}) would lose {more:.3g} more and free {self._size(saved)}: it is on the edge."
+            )
         return (
-            f"Narrower ({other.format}) would lose {more:.3g} more and free {_size(saved)}, worth {worth:.3g} "
+            f"Narrower ({other.format}) would lose {more:.3g} more and free {self._size(saved)}, worth {worth:.3g} "
             f"elsewhere: it would change if that were {worth / more:.2g} times what was measured."
         )
+
+    def _size(self, cost: float) -> str:
+        return f"{1e6 * cost:.3g} µs" if self.timed else _size(cost)
 
     def _doubts(self, unit: Unit, pick: int) -> list[str]:
         """Where the choice changes within the interval of one of its losses."""

@@ -9,7 +9,7 @@ from subeight.advise.candidates import Measured, time_schemes
 from subeight.advise.machine import Machine, this_machine
 from subeight.advise.schemes import SCHEMES, Scheme, Sizes, decode, prefill
 from subeight.errors import InputError
-from subeight.evals.passes import context_length
+from subeight.evals.passes import require_context
 from subeight.kv.memory import cache_bytes
 from subeight.records import Coordinates
 from subeight.verbs.options import Options
@@ -36,9 +36,7 @@ def advise(
     session = Session("advise", options)
     opened = session.model(model)
     require_full_precision(opened)
-    longest = context_length(opened)
-    if context >= longest:
-        raise InputError(f"--context {context} leaves no room in the {longest} tokens that {opened.label} knows.")
+    require_context(opened, context)
     coordinates = Coordinates(baseline=opened.coordinate, stack=session.stack.hash)
     identity = {"coordinates": coordinates.model_dump(), "batch": list(batch), "context": context, "goal": goal}
     with session.run(opened, identity) as run:
