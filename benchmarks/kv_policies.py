@@ -53,31 +53,23 @@ CHUNKS, PREFILL = "chunks", "prefill"
 LAST, STEP = 256, 32  # of prefill: how many tokens are compared, and come in one call
 SEGMENTS = {CHUNKS: SEGMENT, PREFILL: 64}  # tokens that are resampled together
 WINDOWS = 2
+SHORT = 1024  # tokens of context up to which every policy is measured
 BASES = ("", ",rotate", ",rope=before", ",rotate,rope=before")
 BEST = "rotate,rope=before"
 ALL_ROUNDED = "window=0,sinks=0"
 POLICIES = (
     "int8:token,axis=token",
-    *("int4:g64" + rest for rest in (*BASES, ",axis=token", ",axis=token,rotate")),
-    *("int4:g64:asym" + rest for rest in (*BASES, ",axis=token,rotate")),
-    *(f"int4:{rest},{ALL_ROUNDED}" for rest in ("g64", "g64:asym", f"g64:asym,{BEST}")),
-    "int4:g32",
-    "int4:g32:asym,window=64",
-    *("int3:g64" + rest for rest in BASES),
-    *("int3:g64:asym" + rest for rest in BASES),
-    *(format + rest for format in ("int2:g64", "int2:g64:asym", "int2:g32:asym") for rest in BASES),
-    *(f"int2:{rest},{ALL_ROUNDED}" for rest in ("g64:asym", f"g64:asym,{BEST}")),
+    *("int4:g64" + rest for rest in (*BASES, ":asym", f":asym,{BEST}", ",axis=token,rotate")),
+    *(f"int4:{rest},{ALL_ROUNDED}" for rest in ("g64", f"g64:asym,{BEST}")),
+    *("int3:g64" + rest for rest in ("", ":asym", f":asym,{BEST}")),
+    *("int2:g64" + rest for rest in ("", ",rotate", ":asym", ":asym,rotate", f":asym,{BEST}")),
+    f"int2:g32:asym,{BEST}",
+    f"int2:g64:asym,{BEST},{ALL_ROUNDED}",
     f"keys=int3:g64:asym,values=int2:g64:asym,{BEST}",
 )
-ASKED = (
-    "none",
-    "int8:token,axis=token",
-    "int4:g64",
-    *(f"{format}:g64:asym,{BEST}" for format in ("int4", "int3", "int2")),
-    "int2:g64:asym",
-    f"int2:g32:asym,{BEST}",
-)
-REPEATS = {512: 2, 1024: 2, 2048: 2, 4096: 1}  # prompts of each depth
+LONG = ("int4:g64", f"int4:g64:asym,{BEST}", "int2:g64:asym", f"int2:g64:asym,{BEST}", f"int2:g32:asym,{BEST}")
+ASKED = ("none", "int4:g64", f"int4:g64:asym,{BEST}", "int2:g64:asym", f"int2:g64:asym,{BEST}")
+REPEATS = {512: 2, 1024: 2, 2048: 2}  # prompts of each depth
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ENOUGH = 0.8  # of the hidden numbers that the full model finds, below which they say nothing about policies
 
@@ -236,7 +228,7 @@ def cells_of(bench: Bench, question: Question) -> Iterator[Cell]:
             made = bench.kept(about | asdict(peer) | {"script": bench.script}, partial(theirs, bench, question, peer))
             if made is not None:
                 yield Cell(peer.label, peer.bits, True, made)
-    for text in POLICIES:
+    for text in POLICIES if question.context <= SHORT else LONG:
         if fnmatch.fnmatch(f"ours/{text}", bench.given.only):
             policy = KVPolicy.parse(text)
             made = bench.kept(about | {"policy": text, "code": bench.code}, partial(ours, bench, question, policy))
