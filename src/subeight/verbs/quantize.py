@@ -154,7 +154,7 @@ def warnings_of(lane: Lane) -> list[str]:
     found = []
     if lane.plan.kv is not None:
         found.append(
-            f"Keys and values in {lane.plan.kv} are for `generate`: what they cost is measured by `subeight kv`, not here."
+            f"Keys and values in {lane.plan.kv} are for `generate`; what they cost is measured by `subeight kv`."
         )
     raised = [o["name"] for o in outcomes if o["notes"].get("damping", 0) > 0.01]
     if raised:
