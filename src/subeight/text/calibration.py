@@ -24,15 +24,15 @@ SELF = "self"
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """What the user asks for: `sequences` windows of `length` tokens of `source`."""
+    """What the user asks for: `sequences` windows (None: all there are) of `length` tokens of `source`."""
 
     source: str = BUILTIN
-    sequences: int = 32
+    sequences: int | None = 32
     length: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.sequences < 1 or self.length < 2:
+        if (self.sequences is not None and self.sequences < 1) or self.length < 2:
             raise TextError(
                 f"calibration of {self.sequences} sequences of {self.length} tokens: "
                 "ask for at least 1 sequence and a length of at least 2"
@@ -71,13 +71,14 @@ def calibrate(spec: CalibrationSpec, tokenizer: Tokenizer) -> Calibration:
         )
     streams = streams_of(read_documents(spec.source, part="calibration"), tokenizer)
     windows = {name: cut(stream, spec.length, prefix) for name, stream in streams.items()}
-    if spec.source in (BUILTIN, *NAMES) and _count(windows) < spec.sequences:
+    if spec.source in (BUILTIN, *NAMES) and spec.sequences is not None and _count(windows) < spec.sequences:
         # to a tokenizer of longer tokens the packaged text is short: windows half-way between help out
         for name, stream in streams.items():
             windows[name] += cut(stream[spec.length // 2 :], spec.length, prefix)
-    if _count(windows) < spec.sequences:
+    wanted = _count(windows) if spec.sequences is None else spec.sequences
+    if _count(windows) < max(wanted, 1):
         raise TextError(_too_short(spec, streams, _count(windows)))
-    drawn = list(islice(_draw(windows, spec.seed), spec.sequences))
+    drawn = list(islice(_draw(windows, spec.seed), wanted))
     ids = torch.tensor([window for _, window in drawn], dtype=torch.int64)
     return Calibration.of(ids, spec.source, spec.seed, [name for name, _ in drawn])
 

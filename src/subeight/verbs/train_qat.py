@@ -1,0 +1,214 @@
+"""`train qat`: a quantized model trained through its rounding, beside the post-training result at the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subeight.engine.transcode import stored_plan, transcode
+from subeight.errors import InputError, ModelError, RecordError
+from subeight.evals.loss import recovered
+from subeight.evals.passes import context_length
+from subeight.evals.scoring import ask, measure
+from subeight.export import exporter_for
+from subeight.models.align import align
+from subeight.models.model import Model
+from subeight.models.shell import Shell
+from subeight.models.whole import Whole
+from subeight.recipes import Plan
+from subeight.records import Coordinates
+from subeight.text import Calibration, CalibrationSpec, calibrate
+from subeight.train.learning import Distilled
+from subeight.train.qat import Task, Training, seconds_of_step, train
+from subeight.train.student import Student, student
+from subeight.verbs.evaluate import own_record
+from subeight.verbs.options import Options
+from subeight.verbs.parity import verified
+from subeight.verbs.planning import product_rate, target_of
+from subeight.verbs.quantize import quantize
+from subeight.verbs.session import Result, Session, finish, finished, where
+
+KIND = "train_qat"
+ALL, CULPRITS = "all", "culprits"
+FEW = 3  # bits of a code, up to which a linear is a culprit
+KEPT = ".blocks"  # of a run: what it needs to go on
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How it is trained: tokens of text (None: all) in windows of `length`, `batch` of them a step."""
+
+    only: str = ALL
+    tokens: int | None = None
+    epochs: int = 1
+    length: int = 512
+    batch: int = 4
+    rate: float = 0.004
+    checkpointing: bool = False
+
+
+def train_qat(
+    model: str,
+    recipe: str = "best-int2",
+    *,
+    data: str = "builtin",
+    start: str | None = None,
+    asked: Asked | None = None,
+    options: Options | None = None,
+) -> Result:
+    """Trains codes, scales and norms of `model` quantized by `recipe` until its logits are nearer to the model's own.
+
+    It begins with the post-training result: `start`, a checkpoint that `quantize` made of this model, or one made now.
+    `asked.only` is `all`, `culprits` (linears of at most 3 bits) or a glob; what is not trained stays as it is. `data`
+    is read `asked.epochs` times. The result is a checkpoint of the same formats and bytes, in the run directory. The
+    same command goes on where a killed one stopped.
+
+    Raises:
+        InputError: no or too little data, a start of another model, nothing to train.
+    """
+    options, asked = options or Options(), asked or Asked()
+    session = Session(KIND, options)
+    baseline = session.model(model)
+    text = _text(baseline, data, asked, options.seed)
+    evaluation = session.evaluation(baseline)
+    begun = None if start is None else _require_of(session.model(start), baseline)
+    if options.dry_run:
+        return _dry(session, baseline, text, asked)
+    identity = {
+        "baseline": baseline.coordinate,
+        "recipe": recipe,
+        "start": begun and begun.coordinate,
+        "data": text.hash,
+    }
+    identity |= {"evaluation": evaluation.hash, "asked": [asked.only, asked.epochs, asked.batch, asked.rate]}
+    with session.run(baseline, identity) as run:
+        if before := finished(run, [run.directory]):
+            return before
+        begun = begun or _quantized(session, model, recipe, run.directory / KEPT / "start")
+        plan = stored_plan(begun)
+        learner, task = _task(session, baseline, begun, trained(plan, asked.only), text)
+        training = _training(asked, options, len(text.ids))
+        told = _foretold(task, training) | train(task, training, run.directory / KEPT / "training")
+        exporter = exporter_for(target_of(plan))
+        changed, values = learner.stored(), learner.values()
+        transcode(begun, plan, exporter, run.directory, changed=changed, values=values, quiet=options.quiet)
+        numbers = {
+            "bits_per_weight": plan.bits_per_weight,
+            "bytes": plan.bytes,
+            "checkpoint": str(run.directory),
+            "linears": sorted(changed),
+            "training": told,
+            "parity": verified(run.directory, session),
+        }
+        question = ask(baseline, evaluation, session.computing, session.cache)
+        first, last = (measure(question, one) for one in (begun, session.model(str(run.directory))))
+        for name, loss in (("kl_start", first), ("kl", last)):
+            numbers |= {name: loss.value, f"{name}_ci": loss.interval(options.seed).ci}
+        gain = recovered(first, last, seed=options.seed)
+        numbers |= {"gain": gain.value, "gain_ci": gain.ci}
+        point = Coordinates(
+            baseline=baseline.coordinate,
+            recipe=plan.fingerprint,
+            calibration=text.hash,
+            evaluation=evaluation.hash,
+            stack=session.stack.hash,
+        )
+        subject = {"model": baseline.label, "recipe": recipe, "data": data, "paths": {"model": where(model)}}
+        result = finish(run, session.record(point, numbers, subject=subject), (_sentence(numbers),))
+    shutil.rmtree(run.directory / KEPT, ignore_errors=True)
+    return result
+
+
+def trained(plan: Plan, only: str) -> set[str]:
+    """The linears of the blocks that `only` means.
+
+    Raises:
+        InputError: it means none.
+    """
+    inside = [site for site in plan.quantized if site.linear.block is not None and site.weights is not None]
+    if only == CULPRITS:
+        found = {site.linear.name for site in inside if site.weights is not None and site.weights.code_bits <= FEW}
+    else:
+        found = {site.linear.name for site in inside if only == ALL or fnmatchcase(site.linear.name, only)}
+    if not found:
+        raise InputError(
+            f"--only was given {only!r}, which means no quantized linear of this plan; give {ALL}, {CULPRITS} (at most "
+            f"{FEW} bits) or a glob on their names."
+        )
+    return found
+
+
+def _text(model: Model, data: str, asked: Asked, seed: int) -> Calibration:
+    length = min(asked.length, context_length(model))
+    count = None if asked.tokens is None else max(2, asked.tokens // length)
+    return calibrate(CalibrationSpec(data, count, length, seed), model.tokenizer())
+
+
+def _require_of(start: Model, baseline: Model) -> Model:
+    """The start, where its record says that it was made of this model."""
+    if start.codes is None:
+        raise ModelError(f"{start.label} is not quantized; give a --start that `quantize` made, or leave it out.")
+    record = own_record(start.directory)
+    if record is not None and record.coordinates.baseline != baseline.coordinate:
+        raise RecordError(
+            f"{start.label} was made of another model than {baseline.label} (baseline "
+            f"{record.coordinates.baseline} and {baseline.coordinate}); give a --start that was quantized from this one."
+        )
+    return start
+
+
+def _quantized(session: Session, model: str, recipe: str, directory: Path) -> Model:
+    """The post-training result that it begins with; a run that was killed has it already."""
+    quantize(model, recipe, options=replace(session.options, out=directory))
+    return session.model(str(directory))
+
+
+def _task(session: Session, baseline: Model, begun: Model, names: set[str], text: Calibration) -> tuple[Student, Task]:
+    dtype, device = session.dtype, session.device
+    gauge = align(baseline, begun)
+    learner = student(begun, baseline, gauge, names, dtype, device)
+    teacher = Whole(baseline, dtype, device).module.get_submodule(baseline.skeleton.trunk_name)
+    heads = Shell(baseline, dtype, device).head(), Shell(begun, dtype, device).head()
+
+    @torch.no_grad()
+    def targets(ids: torch.Tensor) -> torch.Tensor:
+        return teacher(input_ids=ids, use_cache=False).last_hidden_state
+
+    distilled = Distilled(learner.module, begun.skeleton.trunk_name, heads)
+    return learner, Task(learner, distilled, targets, text.ids.to(device))
+
+
+def _training(asked: Asked, options: Options, sequences: int) -> Training:
+    steps = max(1, asked.epochs * sequences // asked.batch)
+    return Training(steps, asked.batch, asked.rate, options.seed, asked.checkpointing, options.quiet)
+
+
+def _foretold(task: Task, training: Training) -> dict[str, Any]:
+    return {"predicted_seconds": seconds_of_step(task, training) * training.steps}
+
+
+def _dry(session: Session, baseline: Model, text: Calibration, asked: Asked) -> Result:
+    """What it will take: the baseline once and the student forward and back, for every token; the start left out."""
+    weights = sum(linear.count for linear in baseline.linears if linear.block is not None or linear.kind == "head")
+    numbers = {
+        "predicted": {
+            "seconds": 4 * 2.0 * weights * asked.epochs * text.ids.numel() / product_rate(session),
+            "memory_bytes": 20 * weights,
+            "disk_bytes": 2 * 12 * weights,
+        }
+    }
+    coordinates = Coordinates(calibration=text.hash, stack=session.stack.hash)
+    lines = (f"About {numbers['predicted']['seconds'] / 60:.0f} minutes for {text.ids.numel():,} tokens.",)
+    return Result(session.record(coordinates, numbers, subject={"model": baseline.label}), lines=lines)
+
+
+def _sentence(numbers: dict[str, Any]) -> str:
+    low, high = numbers["gain_ci"]
+    told = f"{len(numbers['linears'])} linears trained in {numbers['training']['seconds'] / 60:.0f} minutes: KL"
+    share = f"{numbers['gain']:.0%} [{low:.0%}, {high:.0%}] of the loss is gone"
+    return f"{told} {numbers['kl_start']:.4f} before, {numbers['kl']:.4f} after; {share}, at the same bits."
