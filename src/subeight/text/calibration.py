@@ -24,15 +24,15 @@ SELF = "self"
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """What the user asks for: `sequences` windows (None: all there are) of `length` tokens of `source`."""
+    """What the user asks for: `sequences` windows of `length` tokens of `source`."""
 
     source: str = BUILTIN
-    sequences: int | None = 32
+    sequences: int = 32
     length: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (self.sequences is not None and self.sequences < 1) or self.length < 2:
+        if self.sequences < 1 or self.length < 2:
             raise TextError(
                 f"calibration of {self.sequences} sequences of {self.length} tokens: "
                 "ask for at least 1 sequence and a length of at least 2"
@@ -71,14 +71,27 @@ def calibrate(spec: CalibrationSpec, tokenizer: Tokenizer) -> Calibration:
         )
     streams = streams_of(read_documents(spec.source, part="calibration"), tokenizer)
     windows = {name: cut(stream, spec.length, prefix) for name, stream in streams.items()}
-    if spec.source in (BUILTIN, *NAMES) and spec.sequences is not None and _count(windows) < spec.sequences:
+    if spec.source in (BUILTIN, *NAMES) and _count(windows) < spec.sequences:
         # to a tokenizer of longer tokens the packaged text is short: windows half-way between help out
         for name, stream in streams.items():
             windows[name] += cut(stream[spec.length // 2 :], spec.length, prefix)
-    wanted = _count(windows) if spec.sequences is None else spec.sequences
-    if _count(windows) < max(wanted, 1):
+    if _count(windows) < spec.sequences:
         raise TextError(_too_short(spec, streams, _count(windows)))
-    drawn = list(islice(_draw(windows, spec.seed), wanted))
+    return _drawn(spec, windows)
+
+
+def calibrate_all(source: str, length: int, seed: int, tokenizer: Tokenizer) -> Calibration:
+    """Every window of `length` tokens that the text has, in the order that `calibrate` would draw them."""
+    streams = streams_of(read_documents(source, part="calibration"), tokenizer)
+    windows = {name: cut(stream, length, prefix_of(tokenizer)) for name, stream in streams.items()}
+    spec = CalibrationSpec(source, max(_count(windows), 1), length, seed)
+    if not _count(windows):
+        raise TextError(_too_short(spec, streams, 0))
+    return _drawn(spec, windows)
+
+
+def _drawn(spec: CalibrationSpec, windows: dict[str, list[list[int]]]) -> Calibration:
+    drawn = list(islice(_draw(windows, spec.seed), spec.sequences))
     ids = torch.tensor([window for _, window in drawn], dtype=torch.int64)
     return Calibration.of(ids, spec.source, spec.seed, [name for name, _ in drawn])
 

@@ -29,6 +29,10 @@ class TrainedWeight(nn.Module):
         FormatError: its grid is not one of integers, or its scales have a second level.
     """
 
+    scales: Tensor
+    zeros: Tensor | None
+    apart: Tensor | None
+
     def __init__(self, start: QTensor, dtype: torch.dtype, near: Tensor | None = None) -> None:
         super().__init__()
         if not start.format.grid.startswith("int") or start.global_scale is not None:
@@ -61,10 +65,6 @@ class TrainedWeight(nn.Module):
         """What is written."""
         codes = ungrouped(self.values(), self.shape[1]).to(torch.int8).contiguous()
         return replace(self._start, codes=codes, scales=self.scale().clone())
-
-    def moved(self) -> float:
-        """The share of values that `start` had elsewhere is told by whoever kept it; here: mean way to the code."""
-        return float((self.position - self.values()).abs().mean())
 
 
 class _Rounded(torch.autograd.Function):
@@ -127,7 +127,10 @@ class FakeLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """[out, in], for code that looks at a linear's weight."""
-        return self.fixed if self.trained is None else self.trained()
+        if self.trained is None:
+            assert isinstance(self.fixed, Tensor)
+            return self.fixed
+        return self.trained()
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         if self.inputs is not None:

@@ -69,7 +69,7 @@ class Distilled(nn.Module):
         self.module, self.trunk = module, trunk
         self._heads = [heads]  # in a list, so that they are no parts of it
 
-    def state_dict(self, *given: Any, **named: Any) -> dict[str, Any]:
+    def state_dict(self, *given: Any, **named: Any) -> dict[str, Any]:  # type: ignore[override]
         """What is trained alone: the rest is the checkpoint's that it began with."""
         whole = super().state_dict(*given, **named)
         trained = {name for name, value in self.named_parameters() if value.requires_grad}

@@ -22,7 +22,7 @@ from subeight.models.shell import Shell
 from subeight.models.whole import Whole
 from subeight.recipes import Plan
 from subeight.records import Coordinates
-from subeight.text import Calibration, CalibrationSpec, calibrate
+from subeight.text import Calibration, CalibrationSpec, calibrate, calibrate_all
 from subeight.train.learning import Distilled
 from subeight.train.qat import Task, Training, seconds_of_step, train
 from subeight.train.student import Student, student
@@ -79,7 +79,7 @@ def train_qat(
     begun = None if start is None else _require_of(session.model(start), baseline)
     if options.dry_run:
         return _dry(session, baseline, text, asked)
-    identity = {
+    identity: dict[str, Any] = {
         "baseline": baseline.coordinate,
         "recipe": recipe,
         "start": begun and begun.coordinate,
@@ -145,8 +145,9 @@ def trained(plan: Plan, only: str) -> set[str]:
 
 def _text(model: Model, data: str, asked: Asked, seed: int) -> Calibration:
     length = min(asked.length, context_length(model))
-    count = None if asked.tokens is None else max(2, asked.tokens // length)
-    return calibrate(CalibrationSpec(data, count, length, seed), model.tokenizer())
+    if asked.tokens is None:
+        return calibrate_all(data, length, seed, model.tokenizer())
+    return calibrate(CalibrationSpec(data, max(2, asked.tokens // length), length, seed), model.tokenizer())
 
 
 def _require_of(start: Model, baseline: Model) -> Model:
@@ -157,7 +158,7 @@ def _require_of(start: Model, baseline: Model) -> Model:
     if record is not None and record.coordinates.baseline != baseline.coordinate:
         raise RecordError(
             f"{start.label} was made of another model than {baseline.label} (baseline "
-            f"{record.coordinates.baseline} and {baseline.coordinate}); give a --start that was quantized from this one."
+            f"{record.coordinates.baseline} and {baseline.coordinate}); give one that was quantized from this."
         )
     return start
 
