@@ -68,7 +68,9 @@ def test_the_fingerprint_leaves_out_name_and_calibration_only() -> None:
         ("weights: int44", "weights: .*int44.*int4"),
         ("weights: int4\nrules: [{match: '*', inputs: int9}]", r"rules\[0\].inputs.*int9"),
         ("weights: 4", "weights: .*string.*given: 4"),
-        ("weights: int4\nkv: int4", "kv: KV policies are not supported by this version"),
+        ("weights: int4\nkv: int44", "kv: KV policy .*int44"),
+        ("weights: int4\nkv: int4:g64,windw=3", "kv: .*did you mean window"),
+        ("weights: int4\nkv: 4", "kv: .*string.*given: 4"),
         ("weights: int4\ntap: sometimes", "tap: .*sequential.*given: 'sometimes'"),
         ("weights: int4\nmethods: [[gptq]]", r"methods\[0\].*is not a method"),
         ("weights: int4\nmethods: [{gptq: {}, awq: {}}]", r"methods\[0\].*is not a method"),
@@ -111,3 +113,10 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"weights: \xff")
     with pytest.raises(RecipeError, match="not UTF-8"):
         load_recipe(path)
+
+
+def test_a_policy_of_keys_and_values_is_read_in_one_form() -> None:
+    recipe = parse_recipe("weights: int4\nkv: 'int4:g64,window=128,rotate=true'")
+    assert recipe.kv == "int4:g64:sym,rotate" and parse_recipe("weights: int4\nkv: none").kv is None
+    assert parse_recipe(recipe.to_yaml()) == recipe
+    assert recipe.fingerprint != parse_recipe("weights: int4").fingerprint

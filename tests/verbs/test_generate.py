@@ -2,9 +2,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from subeight import generate
+from subeight import generate, quantize
 from subeight.errors import InputError
 from subeight.kernels.native import native
+from subeight.recipes import Plan
+from tests.verbs import small
 
 pytestmark = pytest.mark.usefixtures("no_check")
 
@@ -46,3 +48,25 @@ def test_drawn_answers_depend_on_the_seed_alone(house, made):
 def test_what_cannot_be_answered(house, prompt, tokens, words):
     with pytest.raises(InputError, match=words):
         generate(str(house.base), prompt, tokens=tokens, options=house.options())
+
+
+def test_the_recipes_policy_of_keys_and_values_is_taken_unless_another_is_asked_for(house, tmp_path):
+    recipe = small.write_recipe(tmp_path / "kv.yaml", small.RTN + "kv: int2:g32,window=0,sinks=0\n")
+    made = quantize(str(house.base), str(recipe), options=house.options(out=tmp_path / "out"))
+    assert any("what they cost is measured by `subeight kv`" in words for words in made.record.warnings)
+    assert any("int2:g32:sym" in line for line in Plan.from_dict(made.numbers["plan"]).summary())
+    texts = {
+        kv: generate(str(tmp_path / "out"), "hello there", tokens=40, raw=True, kv=kv, options=house.options()).numbers
+        for kv in (None, "none", "int2:g32,window=0,sinks=0")
+    }
+    assert texts[None]["kv"] == "int2:g32:sym,window=0,sinks=0" and texts["none"]["kv"] == "none"
+    assert texts[None]["text"] == texts["int2:g32,window=0,sinks=0"]["text"] != texts["none"]["text"]
+    with pytest.raises(InputError, match="static cache, which cannot hold int2"):
+        generate(str(tmp_path / "out"), "hello", tokens=4, compiled=True, options=house.options())
+
+
+def test_a_policy_for_layers_that_are_not_there_is_refused_before_anything_is_quantized(house, tmp_path):
+    recipe = small.write_recipe(tmp_path / "kv.yaml", small.RTN + "kv: int4:g32,7.keys=int8:g32\n")
+    with pytest.raises(InputError, match="layer 7 is named"):
+        quantize(str(house.base), str(recipe), options=house.options(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -19,6 +19,9 @@ def generate(
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest")] = 0.0,
     raw: Annotated[bool, typer.Option("--raw", help="the prompt as it is, without the chat template")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile and a static cache")] = False,
+    kv: Annotated[
+        str | None, typer.Option("--kv", help="how keys and values are stored (default: as the recipe)")
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
@@ -38,7 +41,7 @@ def generate(
         command=command(),
     )
     found = verbs.generate(
-        model, prompt, tokens=tokens, temperature=temperature, raw=raw, compiled=compiled, options=options
+        model, prompt, tokens=tokens, temperature=temperature, raw=raw, compiled=compiled, kv=kv, options=options
     )
     if not as_json:
         typer.echo(found.numbers["text"])

@@ -101,6 +101,7 @@ class Plan:
     recipe: str
     sites: tuple[Site, ...]
     tap: str = "sequential"
+    kv: str | None = None  # the policy of its cache, as text
 
     @cached_property
     def _by_name(self) -> dict[str, Site]:
@@ -142,7 +143,7 @@ class Plan:
         """16 hex digits of all that is decided; names of recipes, reasons and engines are left out."""
         keys = ("name", "shape", "weights", "inputs", "methods")
         rows = [{key: row[key] for key in keys} for row in (site.to_dict() for site in self.sites)]
-        return fingerprint_of({"sites": rows, "tap": self.tap, "kv": None})
+        return fingerprint_of({"sites": rows, "tap": self.tap, "kv": self.kv})
 
     def table(self) -> list[dict[str, str]]:
         """One row of text per linear, for a person to read."""
@@ -171,6 +172,7 @@ class Plan:
         lines = [f"{name} ({count}): {what}" for (name, what), count in counts.items()]
         engines = [engine for engine in self.sites[0].runs_in if all(engine in site.runs_in for site in self.sites)]
         total = f"{self.bits_per_weight:.3f} bits per weight, {self.bytes:,} bytes in the linears of the blocks"
+        lines += [f"keys and values: {self.kv}"] if self.kv else []
         return [*lines, f"{total}; runs in {', '.join(engines)}; plan {self.fingerprint}"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,6 +180,7 @@ class Plan:
         return {
             "recipe": self.recipe,
             "tap": self.tap,
+            "kv": self.kv,
             "fingerprint": self.fingerprint,
             "bits_per_weight": self.bits_per_weight,
             "bytes": self.bytes,
@@ -188,7 +191,7 @@ class Plan:
     def from_dict(cls, content: dict[str, Any]) -> "Plan":
         """The plan that a record holds."""
         sites = tuple(Site.from_dict(site) for site in content["sites"])
-        return cls(recipe=content["recipe"], sites=sites, tap=content["tap"])
+        return cls(recipe=content["recipe"], sites=sites, tap=content["tap"], kv=content.get("kv"))
 
 
 def _weights(site: Site) -> str:

@@ -14,13 +14,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from subeight.errors import FormatError, RecipeError
 from subeight.formats import Format
+from subeight.kv.policy import KVPolicy
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -65,6 +65,17 @@ class MethodUse(_Strict):
         return {self.name: self.options} if self.options else self.name
 
 
+def _policy(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        policy = KVPolicy.parse(text)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+    return None if policy.is_full else str(policy)
+
+
+PolicyText = Annotated[str | None, AfterValidator(_policy)]
 FormatText = Annotated[str | None, AfterValidator(_canonical)]
 Methods = list[Annotated[MethodUse, BeforeValidator(_method)]]
 Tap = Literal["sequential", "parallel", "exact"]
@@ -103,7 +114,7 @@ class Recipe(_Strict):
 
     `tap` says what the statistics of an InputGroup are taken of: `sequential`, the activations after the groups before
     it were quantized; `parallel`, one tap per block; `exact`, the activations of the baseline itself, in one pass that
-    any number of recipes share.
+    any number of recipes share. `kv` is how keys and values are stored where the checkpoint runs.
     """
 
     name: str = "unnamed"
@@ -111,15 +122,9 @@ class Recipe(_Strict):
     inputs: FormatText = None
     methods: Methods = Field(default_factory=lambda: [MethodUse(name="rtn")])
     rules: list[Rule] = Field(default_factory=list)
-    kv: Any = None
+    kv: PolicyText = None
     tap: Tap = "sequential"
     calibration: Calibration = Field(default_factory=Calibration)
-
-    @field_validator("kv")
-    @classmethod
-    def _no_kv(cls, value: Any) -> None:
-        if value is not None:
-            raise ValueError("KV policies are not supported by this version; write kv: null or leave it out")
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "the recipe") -> "Recipe":

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from subeight.errors import RecipeError
 from subeight.formats import Format
+from subeight.kv.policy import KVPolicy
 from subeight.methods.base import Select, build, find_methods
 from subeight.models.linear_info import LinearInfo
 from subeight.models.read.compressed_tensors import unsayable_together
@@ -55,7 +56,10 @@ def resolve(recipe: Recipe, linears: Sequence[LinearInfo], *, engine: str = "any
     _require_same_moves(sites)
     _require_same_rotation(sites)
     sites = _with_engines(sites, engine)
-    return Plan(recipe=recipe.name, sites=tuple(sites), tap=recipe.tap)
+    if recipe.kv is not None:
+        blocks = {linear.block for linear in linears if linear.block is not None}
+        KVPolicy.parse(recipe.kv).require_layers(len(blocks))
+    return Plan(recipe=recipe.name, sites=tuple(sites), tap=recipe.tap, kv=recipe.kv)
 
 
 def _choice(recipe: Recipe, rule: Rule | None, reason: str) -> _Choice:

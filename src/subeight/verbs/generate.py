@@ -1,5 +1,6 @@
 """`generate`: an answer by a checkpoint that runs on its codes."""
 
+import json
 import time
 from collections import Counter
 from itertools import pairwise
@@ -12,6 +13,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from subeight.errors import InputError
 from subeight.evals.passes import context_length
+from subeight.kv.cache import KVCache
+from subeight.kv.policy import KVPolicy
 from subeight.models.model import Model
 from subeight.models.packed import Packed, load_packed
 from subeight.records import Coordinates
@@ -29,15 +32,18 @@ def generate(
     temperature: float = 0.0,
     raw: bool = False,
     compiled: bool = False,
+    kv: str | None = None,
     options: Options | None = None,
 ) -> Result:
     """Answers a prompt through transformers' `generate`, on packed weights where a kernel serves them.
 
     Greedy unless `temperature` is above 0. The prompt is a user's turn where the model has a chat template; `raw`
-    takes it as it is. `compiled` runs through `torch.compile` with a static cache.
+    takes it as it is. `compiled` runs through `torch.compile` with a static cache. `kv` is the policy of its keys and
+    values; left out, it is the one of the recipe that the checkpoint was made by.
 
     Raises:
-        InputError: the prompt is empty, or prompt and answer do not fit into the model's context.
+        InputError: the prompt is empty, prompt and answer do not fit into the model's context, or the policy does not
+            fit the model, or a static cache.
     """
     options = options or Options()
     session = Session("generate", options)
@@ -45,21 +51,42 @@ def generate(
     tokenizer = opened.tokenizer()
     ids = _encoded(tokenizer, prompt, raw=raw).to(session.device)
     _require_room(opened, ids.shape[1], tokens)
+    policy = policy_of(opened, kv)
+    if compiled and not policy.is_full:
+        raise InputError(
+            f"--compile keeps keys and values in a static cache, which cannot hold {policy}; give --kv none."
+        )
     packed = load_packed(opened, session.dtype, session.device)
     torch.manual_seed(options.seed)
     clock = _Clock()
     choices: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": tokens, "streamer": clock}
     choices |= {"temperature": temperature} if temperature > 0 else {"temperature": None, "top_p": None, "top_k": None}
     choices |= _compiling() if compiled else {}
+    choices |= {} if policy.is_full else {"past_key_values": KVCache(packed.module, policy)}
     if packed.module.generation_config.pad_token_id is None:
         choices["pad_token_id"] = tokenizer.eos_token_id
     clock.start()
     found = packed.module.generate(ids, attention_mask=torch.ones_like(ids), **choices)[0, ids.shape[1] :]
     text = tokenizer.decode(found, skip_special_tokens=True)
     numbers = {"text": text, "prompt_tokens": ids.shape[1], "new_tokens": len(found), **clock.numbers(), **held(packed)}
+    numbers["kv"] = str(policy)
     coordinates = Coordinates(baseline=opened.coordinate, stack=session.stack.hash)
     record = session.record(coordinates, numbers, subject={"model": opened.label}, warnings=packed.warnings)
     return Result(record, lines=(_sentence(numbers),))
+
+
+def policy_of(model: Model, asked: str | None) -> KVPolicy:
+    """The KV policy asked for, else that of the plan that lies beside the checkpoint, else none.
+
+    Raises:
+        RecipeError: it cannot be read, or names layers that the model does not have.
+    """
+    plan = model.directory / "plan.json"
+    if asked is None and plan.is_file():
+        asked = json.loads(plan.read_text(encoding="utf-8")).get("kv")
+    policy = KVPolicy.parse(asked or "none")
+    policy.require_layers(len(model.skeleton.blocks))
+    return policy
 
 
 def held(packed: Packed) -> dict[str, Any]:

@@ -149,9 +149,13 @@ def quantize_numbers(
 
 
 def warnings_of(lane: Lane) -> list[str]:
-    """What a user should know of how the linears were rounded."""
+    """What a user should know of how the linears were rounded, and of what no number here is about."""
     outcomes = lane.outcomes().values()
     found = []
+    if lane.plan.kv is not None:
+        found.append(
+            f"Keys and values in {lane.plan.kv} are for `generate`; what they cost is measured by `subeight kv`."
+        )
     raised = [o["name"] for o in outcomes if o["notes"].get("damping", 0) > 0.01]
     if raised:
         found.append(f"GPTQ had to raise its damping for {len(raised)} linears, first {raised[0]}.")
