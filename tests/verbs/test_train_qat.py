@@ -30,7 +30,9 @@ def test_it_gains_at_the_same_bits(house, start: str, tmp_path: Path) -> None:
     numbers = result.numbers
     assert numbers["kl"] < numbers["kl_start"] and 0 < numbers["gain"] < 1
     assert numbers["training"]["loss_after"] < numbers["training"]["loss_before"]
-    assert numbers["training"]["turned"] > 0 and numbers["parity"]["max_abs"] < numbers["parity"]["bound"]
+    curve = numbers["training"]["curve"]
+    assert [curve[0][0], curve[-1][0]] == [0, numbers["training"]["steps"]] and len(curve) > 5
+    assert max(numbers["training"]["turned"].values()) > 0 and numbers["parity"]["max_abs"] < numbers["parity"]["bound"]
     before, after = Model(start), Model(str(result.directory))
     assert [after.codes.read(n).format for n in after.codes.names] == [
         before.codes.read(n).format for n in before.codes.names

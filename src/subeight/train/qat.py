@@ -54,7 +54,8 @@ class Task:
 def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
     """Trains the student where it stands; goes on from what a killed run left in `folder`.
 
-    Returns what is worth recording: the loss on the held-out sequences before and after, seconds, turned codes.
+    Returns what is worth recording: the loss on the held-out sequences before, after and along the way, seconds, and
+    the share of codes that turned.
 
     Raises:
         OutputError: there is no space for the state of the training.
@@ -76,25 +77,32 @@ def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
     if not last < first:
         for name, value in _trained(task.distilled).items():
             value.data.copy_(start[name])
-    turned = {
-        name: float((task.student.weights[name].values() != codes).float().mean()) for name, codes in before.items()
-    }
     return {
         "steps": training.steps,
         "loss_before": first,
         "loss_after": min(first, last),
-        "turned": sum(turned.values()) / max(len(turned), 1),
+        "curve": [[0, first], *trainer.curve()],
+        "turned": _turned(task.student, before),
         "seconds": time.monotonic() - began,
     }
 
 
-def seconds_of_step(task: Task, training: Training) -> float:
-    """Of one step, measured; nothing is changed."""
-    began = time.monotonic()
+def _turned(student: Student, before: dict[str, Tensor]) -> dict[str, float]:
+    """The share of each linear's codes that are others now."""
+    return {name: float((student.weights[name].values() != codes).float().mean()) for name, codes in before.items()}
+
+
+def predicted_seconds(task: Task, training: Training) -> float:
+    """What `train` will take: one step measured, and with it the checks on what is held out; nothing is changed."""
     ids = task.ids[: training.batch]
-    task.distilled(ids, task.targets(ids))["loss"].backward()
+    began = time.monotonic()
+    loss = task.distilled(ids, task.targets(ids))["loss"]
+    forward = time.monotonic() - began
+    loss.backward()
+    step = time.monotonic() - began
     task.distilled.zero_grad(set_to_none=True)
-    return time.monotonic() - began
+    held, _ = _split(task.ids, training.seed)
+    return training.steps * step + (CHECKS + 2) * forward * len(held) / training.batch
 
 
 def _split(ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -161,6 +169,11 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     ) -> tuple[Any, None, None]:
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+
+    def curve(self) -> list[list[float]]:
+        """The held-out loss by step, as it was read on the way."""
+        rows = {row["step"]: row["eval_loss"] for row in self.state.log_history if "eval_loss" in row and row["step"]}
+        return [[step, loss] for step, loss in sorted(rows.items())]
 
     def loss_of_held(self) -> float:
         return float(self.evaluate()["eval_loss"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from subeight.recipes import Plan
 from subeight.records import Coordinates
 from subeight.text import Calibration, CalibrationSpec, calibrate, calibrate_all
 from subeight.train.learning import Distilled
-from subeight.train.qat import Task, Training, seconds_of_step, train
+from subeight.train.qat import Task, Training, predicted_seconds, train
 from subeight.train.student import Student, student
 from subeight.verbs.evaluate import own_record
 from subeight.verbs.options import Options
@@ -33,7 +33,7 @@ from subeight.verbs.planning import product_rate, target_of
 from subeight.verbs.quantize import quantize
 from subeight.verbs.session import Result, Session, finish, finished, where
 
-KIND = "train_qat"
+KIND = "train-qat"
 ALL, CULPRITS = "all", "culprits"
 FEW = 3  # bits of a code, up to which a linear is a culprit
 KEPT = ".blocks"  # of a run: what it needs to go on
@@ -93,7 +93,8 @@ def train_qat(
         plan = stored_plan(begun)
         learner, task = _task(session, baseline, begun, trained(plan, asked.only), text)
         training = _training(asked, options, len(text.ids))
-        told = _foretold(task, training) | train(task, training, run.directory / KEPT / "training")
+        told = {"predicted_seconds": predicted_seconds(task, training)}
+        told |= train(task, training, run.directory / KEPT / "training")
         exporter = exporter_for(target_of(plan))
         changed, values = learner.stored(), learner.values()
         transcode(begun, plan, exporter, run.directory, changed=changed, values=values, quiet=options.quiet)
@@ -119,7 +120,8 @@ def train_qat(
             stack=session.stack.hash,
         )
         subject = {"model": baseline.label, "recipe": recipe, "data": data, "paths": {"model": where(model)}}
-        result = finish(run, session.record(point, numbers, subject=subject), (_sentence(numbers),))
+        record = session.record(point, numbers, subject=subject, settings=asdict(asked))
+        result = finish(run, record, (_sentence(numbers),))
     shutil.rmtree(run.directory / KEPT, ignore_errors=True)
     return result
 
@@ -187,10 +189,6 @@ def _task(session: Session, baseline: Model, begun: Model, names: set[str], text
 def _training(asked: Asked, options: Options, sequences: int) -> Training:
     steps = max(1, asked.epochs * sequences // asked.batch)
     return Training(steps, asked.batch, asked.rate, options.seed, asked.checkpointing, options.quiet)
-
-
-def _foretold(task: Task, training: Training) -> dict[str, Any]:
-    return {"predicted_seconds": seconds_of_step(task, training) * training.steps}
 
 
 def _dry(session: Session, baseline: Model, text: Calibration, asked: Asked) -> Result:
