@@ -26,8 +26,8 @@ from subeight.verbs.kv_budget import allocated, joint, joint_sentence, least_byt
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, finish
 
-POLICIES = ("none", "int8:token,axis=token", "int4:g64", "int2:g32:asym")
-MAPPED = ("int8:g64", "int4:g64", "int2:g64")  # what a budget is spent on, unless said otherwise
+POLICIES = ("none", "int8:token,axis=token", "int4:g64:asym,rotate", "int2:g64:asym,rotate")
+MAPPED = ("int8:g64:asym", "int4:g64:asym", "int2:g64:asym")  # what a budget is spent on, unless said otherwise
 FULL = "full"
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
