@@ -2,8 +2,8 @@
 
     python -m benchmarks.qat --work DIR [--only 'W2*'] [--tokens 600000] [--threads 2]
 
-smollm2 by `best-int2` and `best-int3` on 128 x 512 tokens of wikitext-2's training text, then `train qat` on windows of all
-of it. KL on the first 10,240 tokens of the test text, window 1024, paired by window. `culprits` is a model of mixed
+smollm2 by `best-int2` and `best-int3` on 128 x 512 tokens of wikitext-2's training text, then `train qat` on windows of
+all of it. KL on the first 10,240 tokens of the test text, window 1024, paired by window. `culprits` is a model of mixed
 widths (gate and up at 2 bits, the rest at 4) of which just the linears of at most 3 bits are trained, beside all.
 Everything is kept under DIR; a second call goes on.
 """
