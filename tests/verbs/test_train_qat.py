@@ -1,5 +1,7 @@
 """`train qat` on a tiny model: it gains, at the same bytes, what was trained is what is stored, and it resumes."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from subeight.errors import InputError
 from subeight.models.model import Model
+from subeight.records import Record
 from subeight.train import qat
 from subeight.verbs.quantize import quantize
 from subeight.verbs.train_qat import Asked, train_qat
@@ -110,3 +113,23 @@ def test_a_dry_run_says_its_time_and_writes_nothing(house, start: str, tmp_path:
     options = house.options(out=tmp_path / "out", dry_run=True)
     result = train_qat(str(house.base), data=str(house.calibration), start=start, asked=SHORT, options=options)
     assert result.numbers["predicted"]["seconds"] > 0 and not (tmp_path / "out").exists()
+
+
+def test_two_processes_make_one_checkpoint(house, start: str, tmp_path: Path) -> None:
+    """By `accelerate launch`: each takes half of every step."""
+    script = tmp_path / "launched.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom subeight.verbs.options import Options\n"
+        "from subeight.verbs.train_qat import Asked, train_qat\n"
+        "base, data, start, evals, out = sys.argv[1:]\n"
+        "options = Options(out=Path(out), quiet=True, threads=1, dtype='float32', evals=(evals,))\n"
+        "asked = Asked(length=32, epochs=2, batch=2, rate=0.02)\n"
+        "train_qat(base, data=data, start=start, asked=asked, options=options)\n"
+    )
+    given = [str(house.base), str(house.calibration), start, str(house.evals), str(tmp_path / "out")]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    command = [sys.executable, *launch, "--mixed_precision", "no", "--dynamo_backend", "no", str(script), *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    numbers = Record.read(tmp_path / "out").numbers
+    assert numbers["kl"] < numbers["kl_start"] and Model(str(tmp_path / "out")).codes is not None

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from subeight.engine.transcode import stored_plan, transcode
 from subeight.errors import InputError, ModelError, RecordError
 from subeight.evals.loss import recovered
 from subeight.evals.passes import context_length
-from subeight.evals.scoring import ask, measure
+from subeight.evals.scoring import Question, ask, measure
 from subeight.export import exporter_for
 from subeight.models.align import align
 from subeight.models.model import Model
@@ -86,15 +87,17 @@ def train_qat(
         "data": text.hash,
     }
     identity |= {"evaluation": evaluation.hash, "asked": [asked.only, asked.epochs, asked.batch, asked.rate]}
+    learning = _Learning(session, baseline, text, asked, options)
+    ranks = PartialState(cpu=session.device.type == "cpu")
+    if not ranks.is_main_process:
+        return learning.follow(ranks, begun)
     with session.run(baseline, identity) as run:
         if before := finished(run, [run.directory]):
             return before
         begun = begun or _quantized(session, model, recipe, run.directory / KEPT / "start")
+        ranks.wait_for_everyone()
         plan = stored_plan(begun)
-        learner, task = _task(session, baseline, begun, trained(plan, asked.only), text)
-        training = _training(asked, options, len(text.ids))
-        told = {"predicted_seconds": predicted_seconds(task, training)}
-        told |= train(task, training, run.directory / KEPT / "training")
+        learner, told = learning.learn(begun, run.directory)
         exporter = exporter_for(target_of(plan))
         changed, values = learner.stored(), learner.values()
         transcode(begun, plan, exporter, run.directory, changed=changed, values=values, quiet=options.quiet)
@@ -107,11 +110,7 @@ def train_qat(
             "parity": verified(run.directory, session),
         }
         question = ask(baseline, evaluation, session.computing, session.cache)
-        first, last = (measure(question, one) for one in (begun, session.model(str(run.directory))))
-        for name, loss in (("kl_start", first), ("kl", last)):
-            numbers |= {name: loss.value, f"{name}_ci": loss.interval(options.seed).ci}
-        gain = recovered(first, last, seed=options.seed)
-        numbers |= {"gain": gain.value, "gain_ci": gain.ci}
+        numbers |= _compared(question, begun, session.model(str(run.directory)), options.seed)
         point = Coordinates(
             baseline=baseline.coordinate,
             recipe=plan.fingerprint,
@@ -124,6 +123,44 @@ def train_qat(
         result = finish(run, record, (_sentence(numbers),))
     shutil.rmtree(run.directory / KEPT, ignore_errors=True)
     return result
+
+
+@dataclass(frozen=True)
+class _Learning:
+    """What every process of a training does alike: one, or those of `accelerate launch`."""
+
+    session: Session
+    baseline: Model
+    text: Calibration
+    asked: Asked
+    options: Options
+
+    def learn(self, begun: Model, directory: Path) -> tuple[Student, dict[str, Any]]:
+        """The student as it was best, and what is told of its training."""
+        names = trained(stored_plan(begun), self.asked.only)
+        learner, task = _task(self.session, self.baseline, begun, names, self.text)
+        training = _training(self.asked, self.options, len(self.text.ids) // PartialState().num_processes)
+        told = {"predicted_seconds": predicted_seconds(task, training)}
+        return learner, told | train(task, training, directory / KEPT / "training")
+
+    def follow(self, ranks: PartialState, begun: Model | None) -> Result:
+        """A process beside the first, which quantizes, writes and measures: it learns and leaves."""
+        if self.options.out is None:
+            raise InputError("Several processes train into one directory; give it with --out.")
+        if not (self.options.out / "record.json").is_file():
+            ranks.wait_for_everyone()
+            self.learn(begun or self.session.model(str(self.options.out / KEPT / "start")), self.options.out)
+        return Result(self.session.record(Coordinates(), {}))
+
+
+def _compared(question: Question, start: Model, trained_model: Model, seed: int) -> dict[str, Any]:
+    """The loss of both on the evaluation text, and the share that training took away."""
+    first, last = (measure(question, one) for one in (start, trained_model))
+    gain = recovered(first, last, seed=seed)
+    found: dict[str, Any] = {"gain": gain.value, "gain_ci": gain.ci}
+    for name, loss in (("kl_start", first), ("kl", last)):
+        found |= {name: loss.value, f"{name}_ci": loss.interval(seed).ci}
+    return found
 
 
 def trained(plan: Plan, only: str) -> set[str]:
