@@ -77,6 +77,20 @@ def calibrate(spec: CalibrationSpec, tokenizer: Tokenizer) -> Calibration:
             windows[name] += cut(stream[spec.length // 2 :], spec.length, prefix)
     if _count(windows) < spec.sequences:
         raise TextError(_too_short(spec, streams, _count(windows)))
+    return _drawn(spec, windows)
+
+
+def calibrate_all(source: str, length: int, seed: int, tokenizer: Tokenizer) -> Calibration:
+    """Every window of `length` tokens that the text has, in the order that `calibrate` would draw them."""
+    streams = streams_of(read_documents(source, part="calibration"), tokenizer)
+    windows = {name: cut(stream, length, prefix_of(tokenizer)) for name, stream in streams.items()}
+    spec = CalibrationSpec(source, max(_count(windows), 1), length, seed)
+    if not _count(windows):
+        raise TextError(_too_short(spec, streams, 0))
+    return _drawn(spec, windows)
+
+
+def _drawn(spec: CalibrationSpec, windows: dict[str, list[list[int]]]) -> Calibration:
     drawn = list(islice(_draw(windows, spec.seed), spec.sequences))
     ids = torch.tensor([window for _, window in drawn], dtype=torch.int64)
     return Calibration.of(ids, spec.source, spec.seed, [name for name, _ in drawn])

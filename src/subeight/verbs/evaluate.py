@@ -111,7 +111,7 @@ def own_record(directory: Path) -> Record | None:
         record = Record.read(path)
     except RecordError:
         return None
-    return record if record.kind in {"quantize", "export"} else None
+    return record if record.kind in {"quantize", "export", "train-qat"} else None
 
 
 def sentence(label: str, numbers: dict[str, Any]) -> str:

@@ -77,7 +77,7 @@ def predicted(model: Model, recipe: Recipe, plan: Plan, session: Session, *, den
     """What a quantization will take: seconds from a measured product on this machine, memory and disk from sizes."""
     asked = recipe.calibration
     tokens = asked.sequences * min(asked.length, context_length(model)) if reads_text(plan) else 0
-    rate = _product_rate(session)
+    rate = product_rate(session)
     weights = sum(site.linear.count for site in plan.sites if site.linear.block is not None)
     width = max(site.linear.shape[1] for site in plan.quantized)
     forwards, through_head = _forwards(plan, asked.sequences)
@@ -106,7 +106,7 @@ def _forwards(plan: Plan, sequences: int) -> tuple[float, float]:
     return (3.5 if plan.tap == "sequential" else 2.0) + sum(more.values()), through_head
 
 
-def _product_rate(session: Session) -> float:
+def product_rate(session: Session) -> float:
     """Multiply-adds of this machine's dtype a second, times two, from one matrix product."""
     a = torch.ones(1024, 1024, dtype=session.dtype, device=session.device)
     best = float("inf")

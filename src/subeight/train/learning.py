@@ -1,0 +1,80 @@
+"""How the student learns: KL to the baseline's logits, and Adam for which quiet gradients stay quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from subeight.evals.divergence import mean_divergence
+from subeight.models.shell import Head
+from subeight.train.student import Student
+
+BETAS = (0.9, 0.95)
+QUIET = 0.3  # of a tensor's root mean square gradient, below which a value's own hardly moves it
+TINY = 1e-20
+
+
+class Divergence(torch.autograd.Function):
+    """Mean KL(baseline || student) in nats per token, from final hidden states; logits are made a part at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, final: Tensor, targets: Tensor, heads: tuple[Head, Head]) -> Tensor:
+        loss, slope = mean_divergence(targets, final.detach(), heads, slope=ctx.needs_input_grad[0])
+        ctx.slope = slope
+        return final.new_tensor(loss, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        return (ctx.slope * slopes[0]).to(ctx.slope.dtype), None, None
+
+
+class QuietAdam(torch.optim.Adam):
+    """Adam (Kingma and Ba 2014, https://arxiv.org/abs/1412.6980) with an epsilon that follows each tensor's gradient.
+
+    Plain Adam moves values whose gradient is noise as far as those that matter, and a move that turns a code is loss.
+    """
+
+    def __init__(self, student: Student, rate: float) -> None:
+        """`rate` is the first step of positions in codes; factors and vectors take a third of it, of their own size."""
+        groups: list[dict[str, Any]] = []
+        for weight in student.weights.values():
+            groups += [
+                {"params": [weight.position], "lr": rate, "quiet": QUIET},
+                {"params": [weight.factor], "lr": rate / 3, "quiet": QUIET},
+            ]
+        for value in student.vectors.values():
+            size = float(value.detach().square().mean().sqrt())
+            groups.append({"params": [value], "lr": rate / 3 * size, "quiet": QUIET})
+        super().__init__(groups, betas=BETAS, eps=TINY, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        for group in self.param_groups:
+            slope = group["params"][0].grad
+            if slope is not None:
+                group["eps"] = group["quiet"] * float(slope.square().mean().sqrt()) + TINY
+        return super().step(closure)
+
+
+class Distilled(nn.Module):
+    """The student as a function from token ids and the baseline's final states to a loss."""
+
+    _keys_to_ignore_on_save = None  # the Trainer asks, where it loads the best step
+
+    def __init__(self, module: nn.Module, trunk: str, heads: tuple[Head, Head]) -> None:
+        super().__init__()
+        self.module, self.trunk = module, trunk
+        self._heads = [heads]  # in a list, so that they are no parts of it
+
+    def state_dict(self, *given: Any, **named: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What is trained alone: the rest is the checkpoint's that it began with."""
+        whole = super().state_dict(*given, **named)
+        trained = {name for name, value in self.named_parameters() if value.requires_grad}
+        return {name: value for name, value in whole.items() if name in trained}
+
+    def forward(self, input_ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        final = self.module.get_submodule(self.trunk)(input_ids=input_ids, use_cache=False).last_hidden_state
+        return {"loss": Divergence.apply(final, targets, self._heads[0])}

@@ -1,0 +1,135 @@
+"""`train qat` on a tiny model: it gains, at the same bytes, what was trained is what is stored, and it resumes."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from subeight.errors import InputError
+from subeight.models.model import Model
+from subeight.records import Record
+from subeight.train import qat
+from subeight.verbs.quantize import quantize
+from subeight.verbs.train_qat import Asked, train_qat
+from tests.verbs import small
+
+SHORT = Asked(length=32, epochs=4, batch=4, rate=0.02)
+
+
+@pytest.fixture(scope="module")
+def start(house) -> str:
+    return str(
+        quantize(str(house.base), str(house.rtn), options=house.options(out=house.folder / "qat-start")).directory
+    )
+
+
+def test_it_gains_at_the_same_bits(house, start: str, tmp_path: Path) -> None:
+    result = train_qat(
+        str(house.base), "any", data=str(house.calibration), start=start, asked=SHORT,
+        options=house.options(out=tmp_path / "out"),
+    )  # fmt: skip
+    numbers = result.numbers
+    assert numbers["kl"] < numbers["kl_start"] and 0 < numbers["gain"] < 1
+    assert numbers["training"]["loss_after"] < numbers["training"]["loss_before"]
+    curve = numbers["training"]["curve"]
+    assert [curve[0][0], curve[-1][0]] == [0, numbers["training"]["steps"]] and len(curve) > 5
+    assert max(numbers["training"]["turned"].values()) > 0 and numbers["parity"]["max_abs"] < numbers["parity"]["bound"]
+    before, after = Model(start), Model(str(result.directory))
+    assert [after.codes.read(n).format for n in after.codes.names] == [
+        before.codes.read(n).format for n in before.codes.names
+    ]
+    assert any((after.codes.read(n).codes != before.codes.read(n).codes).any() for n in after.codes.names)
+
+
+def test_it_goes_on_where_it_was_killed(house, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes as without the kill."""
+
+    def run(out: Path) -> Path:
+        options = house.options(out=out)
+        return train_qat(
+            str(house.base), data=str(house.calibration), start=start, asked=SHORT, options=options
+        ).directory
+
+    whole, seen = run(tmp_path / "whole"), []
+    step = qat._Advance.on_step_end
+
+    def killed(self, args, state, control, **more) -> None:
+        step(self, args, state, control, **more)
+        seen.append(state.global_step)
+        if len(seen) == 27:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(qat._Advance, "on_step_end", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    assert not (tmp_path / "killed" / "model.safetensors.index.json").exists()
+    again = run(tmp_path / "killed")
+    assert seen[27] == 26  # after the last state that was kept, of step 25
+    for path in sorted(whole.glob("*.safetensors")):
+        assert path.read_bytes() == (again / path.name).read_bytes()
+    assert not (again / ".blocks").exists()
+
+
+def test_culprits_are_what_has_few_bits(house, tmp_path: Path) -> None:
+    rules = 'rules:\n  - {match: "*.down_proj", weights: int2:g32:sym}\n'
+    recipe = small.write_recipe(tmp_path / "mixed.yaml", f"weights: int4:g32:sym\nmethods: [rtn]\n{rules}")
+    result = train_qat(
+        str(house.base), str(recipe), data=str(house.calibration), asked=replace(SHORT, only="culprits"),
+        options=house.options(out=tmp_path / "out"),
+    )  # fmt: skip
+    assert result.numbers["linears"] == [f"model.layers.{n}.mlp.down_proj" for n in (0, 1)]
+    assert result.numbers["kl"] < result.numbers["kl_start"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"asked": replace(SHORT, only="*.nothing")}, "means no quantized linear of this plan"),
+        ({"asked": replace(SHORT, only="culprits"), "start": "gptq"}, "means no quantized linear of this plan"),
+        ({"asked": replace(SHORT, tokens=10**6)}, "were asked for"),
+        ({"data": "/nowhere.txt"}, "nowhere"),
+        ({"start": "/nowhere"}, "nowhere"),
+        ({"start": "base"}, "is not quantized"),
+    ],
+)
+def test_bad_input(house, made, start: str, tmp_path: Path, changed: dict, words: str) -> None:
+    names = {"gptq": lambda: str(made("gptq").directory), "base": lambda: str(house.base)}
+    given = {"data": str(house.calibration), "start": start, "asked": SHORT} | changed
+    given["start"] = names.get(given["start"], lambda: given["start"])()
+    with pytest.raises(InputError, match=words):
+        train_qat(str(house.base), **given, options=house.options(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_start_of_another_model_is_refused(house, start: str, tmp_path: Path) -> None:
+    other = small.save_llama(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="was made of another model"):
+        train_qat(str(other), data=str(house.calibration), start=start, options=house.options(out=tmp_path / "out"))
+
+
+def test_a_dry_run_says_its_time_and_writes_nothing(house, start: str, tmp_path: Path) -> None:
+    options = house.options(out=tmp_path / "out", dry_run=True)
+    result = train_qat(str(house.base), data=str(house.calibration), start=start, asked=SHORT, options=options)
+    assert result.numbers["predicted"]["seconds"] > 0 and not (tmp_path / "out").exists()
+
+
+def test_two_processes_make_one_checkpoint(house, start: str, tmp_path: Path) -> None:
+    """By `accelerate launch`: each takes half of every step."""
+    script = tmp_path / "launched.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom subeight.verbs.options import Options\n"
+        "from subeight.verbs.train_qat import Asked, train_qat\n"
+        "base, data, start, evals, out = sys.argv[1:]\n"
+        "options = Options(out=Path(out), quiet=True, threads=1, dtype='float32', evals=(evals,))\n"
+        "asked = Asked(length=32, epochs=2, batch=2, rate=0.02)\n"
+        "train_qat(base, data=data, start=start, asked=asked, options=options)\n"
+    )
+    given = [str(house.base), str(house.calibration), start, str(house.evals), str(tmp_path / "out")]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    command = [sys.executable, *launch, "--mixed_precision", "no", "--dynamo_backend", "no", str(script), *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    numbers = Record.read(tmp_path / "out").numbers
+    assert numbers["kl"] < numbers["kl_start"] and Model(str(tmp_path / "out")).codes is not None
