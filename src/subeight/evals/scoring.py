@@ -24,6 +24,7 @@ from subeight.evals.passes import (
 )
 from subeight.evals.tokens import TokenOutcomes, Workspace, token_outcomes
 from subeight.models.model import Model
+from subeight.models.streamed import Streamed, writer_of
 from subeight.models.whole import Whole
 from subeight.records.files import atomic_write
 from subeight.records.progress import progress
@@ -80,7 +81,7 @@ def with_check(question: Question, metric: str) -> Question:
     samples = question.sequences.samples[: question.sequences.scored]
     stop = frozenset(stop_tokens(baseline))
     check = Check(metric.removeprefix(PREFIX), samples, baseline.tokenizer(), stop)
-    passed = require_passing(check, check.answers(Whole(baseline, computing.dtype, computing.device)))
+    passed = require_passing(check, check.answers(_writer(baseline, computing)))
     return replace(question, check=replace(check, passed=passed))
 
 
@@ -88,7 +89,7 @@ def measure(question: Question, model: Model, metric: str = "kl") -> Loss:
     """What a model lost on each prompt, streamed once; by `check`, from its greedy answers."""
     computing = question.computing
     if question.check is not None:
-        return question.check.loss(Whole(model, computing.dtype, computing.device))
+        return question.check.loss(_writer(model, computing))
     made = run_pass(model, question.sequences.batches(), computing, f"Measuring {model.label}")
     return loss_of(question, made, metric)
 
@@ -214,14 +215,22 @@ def _kept_answers(baseline: Model, prompts: list[list[int]], computing: Computin
 
 def _answers(model: Model, prompts: list[list[int]], computing: Computing, baseline: Model) -> list[list[int]]:
     """Greedy answers of `model`, which end where the baseline's would, or at the end of what it takes."""
-    whole = Whole(model, computing.dtype, computing.device)
+    writer = _writer(model, computing)
     stop, longest = stop_tokens(baseline), context_length(baseline)
-    found = []
+    by_room: dict[int, list[int]] = {}  # a streamed model reads its blocks once for all that are answered together
+    for number, prompt in enumerate(prompts):
+        by_room.setdefault(max(0, min(ANSWER_TOKENS, longest - len(prompt))), []).append(number)
+    found: dict[int, list[int]] = {}
     with progress(len(prompts), f"Answering with {model.label}", "prompts", quiet=computing.quiet) as advance:
-        for prompt in prompts:
-            found += whole.greedy([prompt], max(0, min(ANSWER_TOKENS, longest - len(prompt))), stop)
-            advance()
-    return found
+        for tokens, numbers in by_room.items():
+            for part in [numbers] if isinstance(writer, Streamed) else [[number] for number in numbers]:
+                found |= zip(part, writer.greedy([prompts[number] for number in part], tokens, stop), strict=True)
+                advance(len(part))
+    return [found[number] for number in range(len(prompts))]
+
+
+def _writer(model: Model, computing: Computing) -> Whole | Streamed:
+    return writer_of(model, computing.dtype, computing.device, computing.room)
 
 
 def stop_tokens(model: Model) -> set[int]:

@@ -1,5 +1,6 @@
 """`map`: what every place loses in every format, quantized alone, and what it gives back, restored alone."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from subeight.models.precision import compute_dtype
 from subeight.recipes import Plan, Recipe, load_recipe
 from subeight.recipes.recipe import Rule
 from subeight.records import Coordinates, Run, human_bytes
+from subeight.records.memory import free_bytes
 from subeight.records.progress import progress
 from subeight.sweep import Where, hire
 from subeight.text import Calibration, EvaluationSet
@@ -87,7 +89,7 @@ def map(
     with session.run(opened, identity, _candidate_bytes(planned)) as run:
         candidates = _quantized(session, opened, planned, calibration, run)
         text = _samples(session, opened, evaluation, metric)
-        job = _job(session, opened, where(model), places, planned, candidates, text, metric)
+        job = _job(session, opened, where(model), places, planned, candidates, text, metric, workers)
         effort = Effort(share, tuple(parsed.index(format) for format in restored))
         asked = {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
         asked["methods"] = [use.plain() for use in planned[0][0].methods]
@@ -125,6 +127,7 @@ def _job(
     candidates: Sequence[Path],
     text: EvaluationSet,
     metric: str,
+    workers: Where | None,
 ) -> MapJob:
     """What every worker is given."""
     options = session.options
@@ -135,12 +138,17 @@ def _job(
         gauges=tuple(align(model, Model(path)) if _moves(plan) else None for path, (_, plan) in pairs),
         places=tuple(places),
         rounds=rounds_of(text),
-        computing=replace(session.computing, quiet=True),
+        computing=replace(session.computing, quiet=True, max_memory=options.max_memory or _room(workers)),
         metric=metric,
         threads=options.threads,
-        max_memory=options.max_memory,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _room(workers: Where | None) -> int:
+    """The bytes that each process may take where nothing was said: together half of what is free."""
+    count = 1 if workers is None else workers.workers or (os.cpu_count() or 1 if workers.cluster else 1)
+    return free_bytes() // (2 * count)
 
 
 def map_text(formats: Sequence[Format]) -> list[str]:

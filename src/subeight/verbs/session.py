@@ -67,7 +67,10 @@ class Session:
 
     @property
     def computing(self) -> Computing:
-        return Computing(self.dtype, self.device, self.options.quiet)
+        options = self.options
+        return Computing(
+            self.dtype, self.device, options.quiet, options.max_memory, options.scratch or options.states_cache
+        )
 
     @property
     def cache(self) -> Path:
