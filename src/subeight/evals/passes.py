@@ -4,7 +4,7 @@ Those states are small, and through the head they give the exact logits again, s
 and kept on disk under their coordinates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -151,8 +151,15 @@ def require_context(model: Model, context: int) -> None:
         raise InputError(f"--context {context} leaves no room in the {longest} tokens that {model.label} knows.")
 
 
-def reference_pass(model: Model, sequences: Sequences, evaluation: str, computing: Computing, cache: Path) -> Pass:
-    """The baseline's pass, read from `cache` where the same one was made before.
+def reference_pass(
+    model: Model,
+    sequences: Sequences,
+    evaluation: str,
+    computing: Computing,
+    cache: Path,
+    run: Callable[..., Pass] = run_pass,
+) -> Pass:
+    """The baseline's pass, read from `cache` where the same one was made before; `run` makes it otherwise.
 
     The key holds the baseline, the evaluation, the tokens themselves, the dtype, the device and the thread count;
     what else of the stack changes numbers is the folder's matter.
@@ -162,6 +169,6 @@ def reference_pass(model: Model, sequences: Sequences, evaluation: str, computin
     path = cache / f"reference-{cache_key(model, computing, [evaluation, rows, BATCH_TOKENS])}.safetensors"
     if path.is_file():
         return Pass(Kept(path, computing.device), Shell(model, computing.dtype, computing.device).head())
-    made = run_pass(model, listed, computing, f"Running the baseline {model.label}")
+    made = run(model, listed, computing, f"Running the baseline {model.label}")
     keep(path, made.hidden)
     return made

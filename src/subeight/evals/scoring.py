@@ -1,8 +1,9 @@
 """A candidate against its baseline on one evaluation set: outcomes per token, and the numbers of a record."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from subeight.evals.passes import (
     reference_pass,
     run_pass,
 )
+from subeight.evals.spread import PassTask, spread_pass
 from subeight.evals.tokens import TokenOutcomes, Workspace, token_outcomes
 from subeight.models.model import Model
 from subeight.models.streamed import Streamed, writer_of
 from subeight.models.whole import Whole
 from subeight.records.files import atomic_write
 from subeight.records.progress import progress
+from subeight.sweep import Crew
 from subeight.text import EvaluationSet, Sample, with_answer
 
 ANSWER_TOKENS = 64
@@ -58,14 +61,21 @@ class Scored:
 
 
 def ask(
-    baseline: Model, evaluation: EvaluationSet, computing: Computing, cache: Path, *, generate: int = 0
+    baseline: Model,
+    evaluation: EvaluationSet,
+    computing: Computing,
+    cache: Path,
+    *,
+    generate: int = 0,
+    crew: Crew[PassTask] | None = None,
 ) -> Question:
     """Runs the baseline once; its states and its greedy answers are kept in `cache`.
 
-    `generate` is the number of prompts whose greedy answers will be compared.
+    `generate` is the number of prompts whose greedy answers will be compared. A `crew` that was hired for a PassJob
+    runs the text through the blocks; without one this process does.
     """
     sequences = _answered(baseline, Sequences.of(evaluation), computing, cache)
-    reference = reference_pass(baseline, sequences, evaluation.hash, computing, cache)
+    reference = reference_pass(baseline, sequences, evaluation.hash, computing, cache, _runner(crew))
     prompts = _prompts(sequences.samples[: sequences.scored], generate)
     generations = _kept_answers(baseline, prompts, computing, cache) if prompts else None
     return Question(baseline, evaluation, sequences, reference, computing, generations, prompts)
@@ -94,15 +104,19 @@ def measure(question: Question, model: Model, metric: str = "kl") -> Loss:
     return loss_of(question, made, metric)
 
 
-def score(question: Question, candidate: Model, *, seed: int = 0) -> Scored:
-    """The candidate's pass, compared token by token with the baseline's.
+def _runner(crew: Crew[PassTask] | None) -> Callable[..., Pass]:
+    return run_pass if crew is None else partial(spread_pass, crew)
+
+
+def score(question: Question, candidate: Model, *, seed: int = 0, crew: Crew[PassTask] | None = None) -> Scored:
+    """The candidate's pass, by a `crew` where one is given, compared token by token with the baseline's.
 
     Raises:
         InputError: the two models have different vocabularies.
     """
     require_same_vocabulary(question.baseline, candidate)
     sequences, computing = question.sequences, question.computing
-    made = run_pass(candidate, sequences.batches(), computing, f"Evaluating {candidate.label}")
+    made = _runner(crew)(candidate, sequences.batches(), computing, f"Evaluating {candidate.label}")
     outcomes = _outcomes(question, made)
     scored, options = _split(outcomes, sequences)
     choices = _choices(options, sequences)

@@ -48,6 +48,13 @@ class Shelf(Sequence[Tensor]):
         for value in values:
             self.append(value)
 
+    def put(self, at: int, value: Tensor) -> None:
+        """Sets the tensor of this number, which may be one that is not there yet."""
+        while len(self._items) <= at:
+            self._items.append(None)
+            self._devices.append(value.device)
+        self[at] = value
+
     def __setitem__(self, at: int, value: Tensor) -> None:
         before = self._items[at]
         room = self._held - (0 if before is None else before.nbytes)

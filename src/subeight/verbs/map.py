@@ -1,6 +1,5 @@
 """`map`: what every place loses in every format, quantized alone, and what it gives back, restored alone."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +30,11 @@ from subeight.models.precision import compute_dtype
 from subeight.recipes import Plan, Recipe, load_recipe
 from subeight.recipes.recipe import Rule
 from subeight.records import Coordinates, Run, human_bytes
-from subeight.records.memory import free_bytes
 from subeight.records.progress import progress
 from subeight.sweep import Where, hire
 from subeight.text import Calibration, EvaluationSet
 from subeight.verbs.evaluate import evaluation_settings
+from subeight.verbs.forecast import mapping
 from subeight.verbs.options import Options
 from subeight.verbs.planning import calibration_of, checkpoint_bytes, planned_recipe, predicted, target_of
 from subeight.verbs.quantize import keep_plan, loop_settings, require_full_precision
@@ -134,21 +133,15 @@ def _job(
     pairs = zip(candidates, planned, strict=True)
     return MapJob(
         baseline=baseline,
-        candidates=tuple(str(path) for path in candidates),
+        candidates=tuple(str(path.resolve()) for path in candidates),
         gauges=tuple(align(model, Model(path)) if _moves(plan) else None for path, (_, plan) in pairs),
         places=tuple(places),
         rounds=rounds_of(text),
-        computing=replace(session.computing, quiet=True, max_memory=options.max_memory or _room(workers)),
+        computing=session.computing_in(workers),
         metric=metric,
         threads=options.threads,
         trust_remote_code=options.trust_remote_code,
     )
-
-
-def _room(workers: Where | None) -> int:
-    """The bytes that each process may take where nothing was said: together half of what is free."""
-    count = 1 if workers is None else workers.workers or (os.cpu_count() or 1 if workers.cluster else 1)
-    return free_bytes() // (2 * count)
 
 
 def map_text(formats: Sequence[Format]) -> list[str]:
@@ -213,8 +206,18 @@ def _dry(
     """What the map will take, nothing written; the record has no baseline, whose hash would read every weight."""
     cells, disk = len(places) * len(planned), _candidate_bytes(planned)
     runs = share * cells * evaluation.tokens * len(model.skeleton.blocks)
-    quantize = sum(predicted(model, recipe, plan, session)["seconds"] for recipe, plan in planned)
-    numbers = {"predicted": {"cells": cells, "block_runs": round(runs), "disk_bytes": disk, "seconds": quantize}}
+    made = [predicted(model, recipe, plan, session) for recipe, plan in planned]
+    quantize = sum(one["seconds"] for one in made)
+    found = mapping(session, model, evaluation.tokens, len(planned), runs)
+    numbers = {
+        "predicted": {
+            "cells": cells,
+            "block_runs": round(runs),
+            "disk_bytes": disk + found["disk_bytes"],
+            "memory_bytes": max(found["memory_bytes"], *(one["memory_bytes"] for one in made)),
+            "seconds": quantize + found["seconds"],
+        }
+    }
     lines = (
         f"{len(places)} places in {len(planned)} formats: {cells:,} cells on {evaluation.tokens:,} tokens, about "
         f"{runs / _THOUSAND:,.0f} thousand block runs of a token ({share:.0%} of the naive way's).",

@@ -1,9 +1,6 @@
 """From a recipe's name to a plan for a model and the calibration text that it asks for; all before a weight is read."""
 
-import time
 from typing import Any
-
-import torch
 
 from subeight.engine.job import CALIBRATION_BATCH
 from subeight.engine.rounding import methods_of, reads_text
@@ -14,6 +11,7 @@ from subeight.models.folds import foldable_groups
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe, load_recipe, resolve
 from subeight.text import Calibration, CalibrationSpec, calibrate
+from subeight.verbs.forecast import product_rate
 from subeight.verbs.options import Options
 from subeight.verbs.session import Session
 
@@ -77,7 +75,7 @@ def predicted(model: Model, recipe: Recipe, plan: Plan, session: Session, *, den
     """What a quantization will take: seconds from a measured product on this machine, memory and disk from sizes."""
     asked = recipe.calibration
     tokens = asked.sequences * min(asked.length, context_length(model)) if reads_text(plan) else 0
-    rate = _product_rate(session)
+    rate = product_rate(session)
     weights = sum(site.linear.count for site in plan.sites if site.linear.block is not None)
     width = max(site.linear.shape[1] for site in plan.quantized)
     forwards, through_head = _forwards(plan, asked.sequences)
@@ -104,17 +102,6 @@ def _forwards(plan: Plan, sequences: int) -> tuple[float, float]:
     more = {use: method.passes(sequences, CALIBRATION_BATCH) for use, method in uses.items()}
     through_head = sum(more[use] for use, method in uses.items() if method.move == "polish")
     return (3.5 if plan.tap == "sequential" else 2.0) + sum(more.values()), through_head
-
-
-def _product_rate(session: Session) -> float:
-    """Multiply-adds of this machine's dtype a second, times two, from one matrix product."""
-    a = torch.ones(1024, 1024, dtype=session.dtype, device=session.device)
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * 1024**3 / best
 
 
 def _block_bytes(model: Model, index: int) -> int:
