@@ -1,125 +1,79 @@
-"""Random-weight Llamas of any size on disk, written block by block: what scale is measured on.
+"""A Llama of random weights in bf16, of any width and depth, written block by block; never in memory as a whole.
 
-Each block has a generator of its own, so the same shape and seed give the same bytes, and no more than one block is in
-memory. The tokenizer is byte by byte; ids above its 259 are never asked for.
+The bytes follow from the sizes and the seed. Its tokenizer has one token for every byte, so any text can be read.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
 import torch
-import transformers
 from safetensors.torch import save_file
-from torch import Tensor
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-_SPECIAL = ["<s>", "</s>", "<unk>"]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A Llama: heads of 64, a key and value head for every four of them, an MLP of 2.75 times the width."""
-
-    width: int
-    blocks: int
-    vocabulary: int = 16384
-
-    @property
-    def inner(self) -> int:
-        """Channels inside the MLP, a multiple of 128."""
-        return -(-int(2.75 * self.width) // 128) * 128
-
-    @property
-    def keys(self) -> int:
-        """Channels of the keys, and of the values."""
-        return max(64, self.width // 4)
-
-    @property
-    def block_weights(self) -> int:
-        """Weights of the linears of one block."""
-        return self.width * (2 * self.width + 2 * self.keys + 3 * self.inner)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the checkpoint in bfloat16, headers left out."""
-        norms = self.width * (2 * self.blocks + 1)
-        return 2 * (self.blocks * self.block_weights + 2 * self.vocabulary * self.width + norms)
+SPREAD = 0.02  # standard deviation of a weight
 
 
-def make_llama(directory: Path, shape: Shape, seed: int = 0) -> Path:
-    """Writes the checkpoint in bfloat16, one shard a block; one that is there already is left as it is."""
-    if (directory / "model.safetensors.index.json").is_file():
-        return directory
+def make_llama(directory: Path, width: int, blocks: int, *, vocabulary: int = 8192, seed: int = 1) -> int:
+    """Writes the checkpoint into `directory`, one shard a block, and returns the bytes of its weights.
+
+    Feed-forward layers are 2.75 times as wide as the stream, heads have 64 channels, four of them share keys and
+    values; embeddings and head are not tied.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    _config(shape).save_pretrained(directory)
+    heads = width // 64
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=blocks, num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 4), vocab_size=vocabulary, tie_word_embeddings=False, dtype="bfloat16",
+        architectures=["LlamaForCausalLM"], bos_token_id=256, eos_token_id=257,
+    )  # fmt: skip
+    config.save_pretrained(directory)
     _tokenizer().save_pretrained(directory)
-    where: dict[str, str] = {}
-    for index in range(shape.blocks + 1):
-        name = f"model-{index + 1:05d}-of-{shape.blocks + 1:05d}.safetensors"
-        generator = torch.Generator().manual_seed(seed * 100_003 + index)
-        tensors = _block(shape, index, generator) if index < shape.blocks else _outside(shape, generator)
-        save_file(tensors, directory / name, metadata={"format": "pt"})
-        where |= dict.fromkeys(tensors, name)
-    about = {"metadata": {"total_size": shape.nbytes}, "weight_map": where}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return directory
+    total, places = 0, {}
+    for index in range(blocks + 1):
+        tensors = _outside(config, seed) if index == blocks else _block(config, index, seed)
+        name = f"model-{index:05d}.safetensors"
+        save_file(tensors, directory / name, {"format": "pt"})
+        total += sum(value.nbytes for value in tensors.values())
+        places |= dict.fromkeys(tensors, name)
+    about = {"metadata": {"total_size": total}, "weight_map": places}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(about), encoding="utf-8")
+    return total
 
 
-def _config(shape: Shape) -> transformers.LlamaConfig:
-    return transformers.LlamaConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.blocks,
-        num_attention_heads=shape.width // 64,
-        num_key_value_heads=shape.keys // 64,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-
-
-def _tokenizer() -> transformers.PreTrainedTokenizerFast:
-    letters = [*_SPECIAL, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
-    vocabulary = {letter: number for number, letter in enumerate(letters)}
-    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=model, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def _block(shape: Shape, index: int, generator: torch.Generator) -> dict[str, Tensor]:
-    prefix, width, inner = f"model.layers.{index}", shape.width, shape.inner
-    sizes = {
-        "self_attn.q_proj": (width, width),
-        "self_attn.k_proj": (shape.keys, width),
-        "self_attn.v_proj": (shape.keys, width),
-        "self_attn.o_proj": (width, width),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
-    }
-    found = {f"{prefix}.{name}.weight": _random(size, generator) for name, size in sizes.items()}
-    for name in ("input_layernorm", "post_attention_layernorm"):
-        found[f"{prefix}.{name}.weight"] = torch.ones(width, dtype=torch.bfloat16)
+def _block(config: LlamaConfig, index: int, seed: int) -> dict[str, torch.Tensor]:
+    width, ffn = config.hidden_size, config.intermediate_size
+    narrow = width * config.num_key_value_heads // config.num_attention_heads
+    shapes = {
+        "self_attn.q_proj": (width, width), "self_attn.k_proj": (narrow, width), "self_attn.v_proj": (narrow, width),
+        "self_attn.o_proj": (width, width), "mlp.gate_proj": (ffn, width), "mlp.up_proj": (ffn, width),
+        "mlp.down_proj": (width, ffn),
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(100_000 * seed + index)
+    prefix = f"model.layers.{index}"
+    found = {f"{prefix}.{name}.weight": _random(shape, generator) for name, shape in shapes.items()}
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        found[f"{prefix}.{norm}.weight"] = torch.ones(width, dtype=torch.bfloat16)
     return found
 
 
-def _outside(shape: Shape, generator: torch.Generator) -> dict[str, Tensor]:
+def _outside(config: LlamaConfig, seed: int) -> dict[str, torch.Tensor]:
+    shape, generator = (config.vocab_size, config.hidden_size), torch.Generator().manual_seed(100_000 * seed - 1)
     return {
-        "model.embed_tokens.weight": _random((shape.vocabulary, shape.width), generator, 1.0),
-        "lm_head.weight": _random((shape.vocabulary, shape.width), generator),
-        "model.norm.weight": torch.ones(shape.width, dtype=torch.bfloat16),
+        "model.embed_tokens.weight": _random(shape, generator),
+        "lm_head.weight": _random(shape, generator),
+        "model.norm.weight": torch.ones(config.hidden_size, dtype=torch.bfloat16),
     }
 
 
-def _random(size: tuple[int, int], generator: torch.Generator, spread: float | None = None) -> Tensor:
-    """Gaussian weights that keep the size of what they read, unless a spread is given."""
-    made = torch.empty(size, dtype=torch.float32).normal_(generator=generator)
-    return made.mul_(size[1] ** -0.5 if spread is None else spread).to(torch.bfloat16)
+def _random(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    return (torch.randn(shape, generator=generator) * SPREAD).to(torch.bfloat16)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(letters)} | {"<s>": 256, "</s>": 257}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")

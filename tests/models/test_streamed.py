@@ -41,7 +41,7 @@ def streamed(model: Model, dtype: torch.dtype, room: int = 1 << 30) -> Streamed:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_answers_are_those_of_the_whole_model(model: Model, dtype: torch.dtype) -> None:
     expected = Whole(model, dtype).greedy(PROMPTS, 12, set())
-    assert len({tuple(answer) for answer in expected}) == 3 and len(set(expected[0])) > 2
+    assert len({tuple(answer) for answer in expected}) == 3 and len(set(expected[0])) > 1
     assert streamed(model, dtype).greedy(PROMPTS, 12, set()) == expected
     # caches of one prompt at a time
     assert streamed(model, dtype, room=cache_bytes(model, dtype)).greedy(PROMPTS, 12, set()) == expected
