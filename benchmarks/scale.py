@@ -1,53 +1,61 @@
 """What larger models cost: seconds, memory and disk of four verbs by size, and whether the cost of a block is flat.
 
-    python -m benchmarks.scale --work DIR [--sizes 256x12 512x16 768x48] [--held-out 640x20]
+    python -m benchmarks.scale --work DIR [--sizes 640x24 256x8 384x12] [--held-out 512x16]
 
 Every verb runs in a process of its own with `--max-memory` 64 MB, and with a limit of the kernel (RLIMIT_DATA) at what
 the imports hold plus the model's bytes (or 150 MB for models that are smaller): one that held the model whole would
 end. What is finished in DIR is not run again. From the sizes a line is fitted for each cost; its error on the held-out
-size is stated. 8, 70 and 400 billion weights are extrapolated by it, and are no measurements.
+size is stated. Seconds are those of the CPU, so other work on the machine counts little. 8, 70 and 400 billion weights
+are extrapolated, and are no measurements.
 """
 
 import argparse
+import contextlib
+import io
 import json
+import os
 import resource
-import subprocess
 import sys
-import threading
 import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import scipy.stats
+import transformers.models.llama.modeling_llama
 from benchmarks.common import write_result
 from benchmarks.random_llama import make_llama
+from scipy.optimize import nnls
+
+from subeight.cli.main import app, quieten
+
+LOADED = (scipy.stats, transformers.models.llama.modeling_llama)  # before the processes part, not in each of them
 
 VOCABULARY = 8192
 ROOM = 64_000_000  # --max-memory
 MARGIN = 150_000_000  # what libraries that are loaded late take, where the model is smaller than that
-TOKENS = {"evaluate": 2048, "map": 256, "diagnose": 1024}
+TOKENS = {"evaluate": 1024, "map": 256, "diagnose": 512}
 EXTRAPOLATED = {
     "8B": (4096, 32, 14336, 8, 32, 128256),
     "70B": (8192, 80, 28672, 8, 64, 128256),
     "400B": (16384, 126, 53248, 8, 128, 128256),
 }
 """Width, blocks, feed-forward width, heads of keys and values, heads, vocabulary: those of Llama 3.1."""
-CHILD = "import sys; from subeight.cli.main import main; sys.exit(main())"
-IMPORTS = """
-import json, re, subeight.cli.main
-status = open("/proc/self/status").read()
-print(json.dumps({key: 1024 * int(re.search(key + r":\\s*(\\d+)", status)[1]) for key in ("VmRSS", "VmData")}))
-"""
 
 
 def main() -> None:
     """Runs what is not there yet and writes `results/scale.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--sizes", nargs="+", default=["256x12", "512x16", "768x48"])
-    parser.add_argument("--held-out", default="640x20")
+    parser.add_argument("--sizes", nargs="+", default=["640x24", "256x8", "384x12"])
+    parser.add_argument("--held-out", default="512x16")
     parser.add_argument("--verbs", nargs="+", default=["quantize", "evaluate", "map", "diagnose"])
     asked = parser.parse_args()
+    quieten()
     rows = [measured(asked.work, size, asked.verbs) for size in [*asked.sizes, asked.held_out]]
     write_result("scale", summary(rows), threads=1, vocabulary=VOCABULARY, tokens=TOKENS, recipe="fast-int4")
 
@@ -66,14 +74,17 @@ def measured(work: Path, size: str, verbs: list[str]) -> dict[str, Any]:
     folder = work / size
     model = folder / "model"
     total = make_llama(model, width, blocks, vocabulary=VOCABULARY)
-    imports = json.loads(_run([sys.executable, "-c", IMPORTS]).stdout.splitlines()[-1])
+    held = psutil.Process().memory_info()
     row: dict[str, Any] = {
-        "size": size, "width": width, "blocks": blocks, "weights": total // 2,
-        "model_bytes": total, "imports_bytes": imports["VmRSS"], "limit_bytes": imports["VmData"] + max(total, MARGIN),
-        "verbs": {},
+        "size": size, "width": width, "blocks": blocks, "weights": total // 2, "model_bytes": total,
+        "imports_bytes": held.rss, "limit_bytes": held.data + max(total, MARGIN), "verbs": {},
     }  # fmt: skip
     for verb in verbs:
         row["verbs"][verb] = step(folder, verb, model, row)
+    for verb, found in row["verbs"].items():
+        said = found["predicted"] = predicted(folder, verb, model)
+        pairs = (("seconds", "seconds"), ("memory_bytes", "peak_bytes"))
+        found["predicted_over_measured"] = {name: said[name] / found[real] for name, real in pairs}
     return row
 
 
@@ -82,73 +93,92 @@ def step(folder: Path, verb: str, model: Path, row: dict[str, Any]) -> dict[str,
     kept = folder / f"{verb}.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    out, scratch, made = folder / verb, folder / "scratch", folder / "quantize"
-    text = ["--eval-tokens", str(TOKENS.get(verb, 0)), "--eval-window", "128"]
-    words = {
-        "quantize": [str(model), "--recipe", "fast-int4"],
-        "evaluate": [str(made), "--against", str(model), *text],
-        "map": [str(model), "--formats", "int4,int2", "--share", "0.01", *text],
-        "diagnose": [str(made), "--baseline", str(model), *text],
-    }[verb]
-    shared = ["--threads", "1", "--scratch", str(scratch), "--max-memory", str(ROOM)]
-    predicted = json.loads(_run([sys.executable, "-c", CHILD, verb, *words, *shared, "--dry-run", "--json"]).stdout)
-    watch = Watch(folder, out)
-    began = time.monotonic()
-    with watch:
-        _run([sys.executable, "-c", CHILD, verb, *words, *shared, "--out", str(out)], row["limit_bytes"])
+    out = folder / verb
+    command = [*words(folder, verb, model), "--out", str(out), "--quiet"]
+    seen = apart(lambda: app(command, standalone_mode=False), row["limit_bytes"], out, folder / "scratch")
     record = json.loads((out / "record.json").read_text(encoding="utf-8"))
     found = {
-        "seconds": record["seconds"],
-        "wall_seconds": time.monotonic() - began,
-        "seconds_per_block": record["seconds"] / row["blocks"],
+        "seconds": seen.cpu_seconds,
+        "wall_seconds": record["seconds"],
+        "seconds_per_block": seen.cpu_seconds / row["blocks"],
         "peak_bytes": record["peak_rss_bytes"] - row["imports_bytes"],
         "of_model": (record["peak_rss_bytes"] - row["imports_bytes"]) / row["model_bytes"],
-        "scratch_bytes": watch.scratch,
+        "scratch_bytes": seen.scratch_bytes,
         "written_bytes": _size(out),
-        "predicted": predicted["numbers"]["predicted"],
-        "halves": watch.halves(row["blocks"]) if verb == "quantize" else None,
+        "halves": halves(seen.course, row["blocks"]) if verb == "quantize" else None,
     }
     kept.write_text(json.dumps(found), encoding="utf-8")
     return found
 
 
-class Watch:
-    """Looks at a run from outside: how large its scratch folder became, and when each shard was there."""
-
-    def __init__(self, folder: Path, out: Path) -> None:
-        self._folder, self._out, self._stop = folder / "scratch", out, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self.scratch = 0
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._stop.wait(0.5):
-            self.scratch = max(self.scratch, _size(self._folder))
-
-    def halves(self, blocks: int) -> dict[str, float]:
-        """Seconds of a block in the second half over one in the first, from when the shards were written."""
-        times = [path.stat().st_mtime for path in sorted(self._out.glob("model-*.safetensors"))][:blocks]
-        first, second = times[len(times) // 2] - times[0], times[-1] - times[len(times) // 2]
-        parts = len(times) // 2, len(times) - 1 - len(times) // 2
-        each = first / parts[0], second / max(parts[1], 1)
-        return {"first": each[0], "second": each[1], "ratio": each[1] / each[0]}
+def words(folder: Path, verb: str, model: Path) -> list[str]:
+    """The command of a verb."""
+    made = str(folder / "quantize")
+    text = ["--eval-tokens", str(TOKENS.get(verb, 0)), "--eval-window", "128"]
+    own = {
+        "quantize": [str(model), "--recipe", "fast-int4"],
+        "evaluate": [made, "--against", str(model), *text],
+        "map": [str(model), "--formats", "int4,int2", "--share", "0.01", *text],
+        "diagnose": [made, "--baseline", str(model), *text],
+    }[verb]
+    return [verb, *own, "--threads", "1", "--scratch", str(folder / "scratch"), "--max-memory", str(ROOM)]
 
 
-def _run(command: list[str], limit: int | None = None) -> subprocess.CompletedProcess:
-    def limited() -> None:
-        if limit is not None:
+def predicted(folder: Path, verb: str, model: Path) -> dict[str, Any]:
+    """What `--dry-run` says of a verb."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        app([*words(folder, verb, model), "--dry-run", "--json", "--quiet"], standalone_mode=False)
+    return json.loads(said.getvalue())["numbers"]["predicted"]
+
+
+def halves(course: dict[int, float], blocks: int) -> dict[str, float]:
+    """CPU seconds of a block in the second half over those in the first; `course` has them by shards written."""
+    marks = [count for count in sorted(course) if 1 <= count <= blocks]
+    middle = min(marks, key=lambda count: abs(count - (blocks + 1) / 2))
+    first = (course[middle] - course[marks[0]]) / (middle - marks[0])
+    second = (course[marks[-1]] - course[middle]) / (marks[-1] - middle)
+    return {"first": first, "second": second, "ratio": second / first}
+
+
+@dataclass
+class Seen:
+    """What was seen of a process from outside: its CPU seconds, in all and by shards written; how large a folder was."""
+
+    cpu_seconds: float = 0.0
+    scratch_bytes: int = 0
+    course: dict[int, float] = field(default_factory=dict)
+
+
+def apart(work: Callable[[], object], limit: int, out: Path, scratch: Path) -> Seen:
+    """Does the work in a process of its own, with so many bytes of private memory.
+
+    The process is forked, so that what is imported is there already and counts for nothing.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limited, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command[3:])} ended with status {done.returncode}: {done.stderr[-2000:]}")
-    return done
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    seen, process = Seen(), psutil.Process(child)
+    while True:
+        done, status, used = os.wait4(child, os.WNOHANG)
+        if done:
+            break
+        seen.scratch_bytes = max(seen.scratch_bytes, _size(scratch))
+        times = process.cpu_times()
+        seen.course.setdefault(len(list(out.glob("model-*.safetensors"))), times.user + times.system)
+        time.sleep(0.05)
+    if status:
+        sys.exit("A verb ended with an error, see above; what is finished is kept.")
+    seen.cpu_seconds = used.ru_utime + used.ru_stime
+    return seen
 
 
 def _size(folder: Path) -> int:
@@ -175,8 +205,6 @@ def fitted(rows: list[dict[str, Any]], held: dict[str, Any], verb: str) -> dict[
 
 
 def _not_negative(given: np.ndarray, values: np.ndarray) -> list[float]:
-    from scipy.optimize import nnls
-
     scale = given.max(0)
     return (nnls(given / scale / values[:, None], np.ones(len(values)))[0] / scale).tolist()  # relative errors
 

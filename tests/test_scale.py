@@ -1,16 +1,11 @@
 """The benchmark of sizes, small: its models have the same bytes again, its lines find the law, its verbs run."""
 
-import contextlib
-import io
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import random_llama, scale
 
-from subeight.cli.main import app
 from subeight.models.block import Block
 from subeight.models.model import Model
 from tests.verbs.conftest import parity, unchecked
@@ -56,16 +51,6 @@ def test_the_extrapolated_models_have_the_weights_of_their_names() -> None:
 
 
 def test_every_verb_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def here(command: list[str], limit: int | None = None) -> subprocess.CompletedProcess:
-        if command[2] == scale.IMPORTS:
-            return subprocess.CompletedProcess(command, 0, json.dumps({"VmRSS": 0, "VmData": 0}))
-        assert limit is None or limit >= 1
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
-            app(command[3:], standalone_mode=False)
-        return subprocess.CompletedProcess(command, 0, said.getvalue())
-
-    monkeypatch.setattr(scale, "_run", here)
     monkeypatch.setattr(scale, "VOCABULARY", 512)
     monkeypatch.setattr(scale, "ROOM", 1_000_000)
     monkeypatch.setattr(scale, "TOKENS", dict.fromkeys(scale.TOKENS, 96))
@@ -75,6 +60,7 @@ def test_every_verb_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(row["verbs"]) == ["quantize", "evaluate", "map", "diagnose"]
     for verb, found in row["verbs"].items():
         assert found["seconds"] > 0 and found["predicted"]["memory_bytes"] > 0, verb
+        assert found["predicted_over_measured"]["seconds"] > 0
         assert found["written_bytes"] > 0
     assert row["verbs"]["map"]["scratch_bytes"] >= 0
     assert row["verbs"]["quantize"]["halves"]["ratio"] > 0
