@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale --work DIR [--sizes 640x24 256x8 384x12] [--held-out 512x16]
 
-Every verb runs in a process of its own with `--max-memory` 64 MB, and with a limit of the kernel (RLIMIT_DATA) at what
+Every verb runs in a process of its own with `--max-memory` 32 MB, and with a limit of the kernel (RLIMIT_DATA) at what
 the imports hold plus the model's bytes (or 150 MB for models that are smaller): one that held the model whole would
 end. What is finished in DIR is not run again. From the sizes a line is fitted for each cost; its error on the held-out
 size is stated. Seconds are those of the CPU, so other work on the machine counts little. 8, 70 and 400 billion weights
@@ -36,7 +36,7 @@ from subeight.cli.main import app, quieten
 LOADED = (scipy.stats, transformers.models.llama.modeling_llama)  # before the processes part, not in each of them
 
 VOCABULARY = 8192
-ROOM = 64_000_000  # --max-memory
+ROOM = 32_000_000  # --max-memory
 MARGIN = 150_000_000  # what libraries that are loaded late take, where the model is smaller than that
 TOKENS = {"evaluate": 1024, "map": 256, "diagnose": 512}
 EXTRAPOLATED = {
@@ -142,7 +142,7 @@ def halves(course: dict[int, float], blocks: int) -> dict[str, float]:
 
 @dataclass
 class Seen:
-    """What was seen of a process from outside: its CPU seconds, in all and by shards written; how large a folder was."""
+    """What was seen of a process: its CPU seconds, in all and by shards written; how large its scratch folder was."""
 
     cpu_seconds: float = 0.0
     scratch_bytes: int = 0
