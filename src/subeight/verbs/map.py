@@ -42,6 +42,7 @@ from subeight.verbs.session import Result, Session, calibration_settings, finish
 
 FORMATS = ("int8", "int4", "int3", "int2")
 _THOUSAND = 1000
+_ALWAYS = 18  # passes of the whole text that every map needs: the prior, mixtures
 
 
 def map(
@@ -205,7 +206,10 @@ def _dry(
 ) -> Result:
     """What the map will take, nothing written; the record has no baseline, whose hash would read every weight."""
     cells, disk = len(places) * len(planned), _candidate_bytes(planned)
-    runs = share * cells * evaluation.tokens * len(model.skeleton.blocks)
+    passes = max(
+        share * cells, _ALWAYS + 2 * len(planned) + cells / 32
+    )  # every cell half the blocks, a sixteenth of text
+    runs = passes * evaluation.tokens * len(model.skeleton.blocks)
     made = [predicted(model, recipe, plan, session) for recipe, plan in planned]
     quantize = sum(one["seconds"] for one in made)
     found = mapping(session, model, evaluation.tokens, len(planned), runs)
@@ -220,7 +224,7 @@ def _dry(
     }
     lines = (
         f"{len(places)} places in {len(planned)} formats: {cells:,} cells on {evaluation.tokens:,} tokens, about "
-        f"{runs / _THOUSAND:,.0f} thousand block runs of a token ({share:.0%} of the naive way's).",
+        f"{runs / _THOUSAND:,.0f} thousand block runs of a token ({passes / cells:.0%} of the naive way's).",
         f"Before that the model is quantized in every format: about {quantize:,.0f} s, {human_bytes(disk)} of disk.",
     )
     coordinates = Coordinates(stack=session.stack.hash)
