@@ -58,7 +58,7 @@ class Streamed:
         text = _Text(ids.to(self._shell.device))
         while True:
             (logits,) = self._read([text])
-            chances = torch.softmax(logits[:, -1].float(), -1).cpu()
+            chances = torch.softmax(logits.float(), -1).cpu()
             token = torch.multinomial(chances, 1, generator=generator)
             yield token
             text.ids = token.to(self._shell.device)
@@ -69,7 +69,7 @@ class Streamed:
         for _ in range(tokens):
             logits = self._read(list(texts.values())) if texts else []
             for number, found in zip(list(texts), logits, strict=True):
-                token = first_maximum(found[0, -1])
+                token = first_maximum(found[0])
                 if token in stop:
                     del texts[number]
                     continue
@@ -79,7 +79,7 @@ class Streamed:
 
     @torch.no_grad()
     def _read(self, texts: Sequence[_Text]) -> list[Tensor]:
-        """The logits [rows, length, vocabulary] behind what is read next of each text; reads every block once."""
+        """The logits [rows, vocabulary] behind what is read next of each text; reads every block once."""
         hidden, calls = [], []
         for text in texts:
             state, call, text.cache = self._shell.enter(text.ids, text.cache)
@@ -89,7 +89,7 @@ class Streamed:
             with self._block(index) as block:
                 hidden = [block(state, call[index]) for state, call in zip(hidden, calls, strict=True)]
             del block  # before the next one is read
-        return [self._shell.logits(state) for state in hidden]
+        return [self._shell.logits(state)[:, -1].clone() for state in hidden]
 
 
 def cache_bytes(model: Model, dtype: torch.dtype) -> int:
