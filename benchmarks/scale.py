@@ -2,9 +2,9 @@
 
     python -m benchmarks.scale --work DIR [--sizes 640x24 256x8 384x12] [--held-out 512x16]
 
-Every verb runs in a process of its own with `--max-memory` 32 MB, and with a limit of the kernel (RLIMIT_DATA) at what
-the imports hold plus the model's bytes (or 150 MB for models that are smaller): one that held the model whole would
-end. What is finished in DIR is not run again. From the sizes a line is fitted for each cost; its error on the held-out
+Every verb runs in a process of its own with `--max-memory` 32 MB, and with a limit of the kernel (RLIMIT_DATA) on what
+it takes beyond its imports: the model's bytes (150 MB for models that are smaller), so one that held the model whole
+would end. What is finished in DIR is not run again. From the sizes a line is fitted for each cost; its error on the held-out
 size is stated. Seconds are those of the CPU, so other work on the machine counts little. 8, 70 and 400 billion weights
 are extrapolated, and are no measurements.
 """
@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -74,10 +75,9 @@ def measured(work: Path, size: str, verbs: list[str]) -> dict[str, Any]:
     folder = work / size
     model = folder / "model"
     total = make_llama(model, width, blocks, vocabulary=VOCABULARY)
-    held = psutil.Process().memory_info()
     row: dict[str, Any] = {
         "size": size, "width": width, "blocks": blocks, "weights": total // 2, "model_bytes": total,
-        "imports_bytes": held.rss, "limit_bytes": held.data + max(total, MARGIN), "verbs": {},
+        "limit_bytes": max(total, MARGIN), "verbs": {},
     }  # fmt: skip
     for verb in verbs:
         row["verbs"][verb] = step(folder, verb, model, row)
@@ -101,8 +101,8 @@ def step(folder: Path, verb: str, model: Path, row: dict[str, Any]) -> dict[str,
         "seconds": seen.cpu_seconds,
         "wall_seconds": record["seconds"],
         "seconds_per_block": seen.cpu_seconds / row["blocks"],
-        "peak_bytes": record["peak_rss_bytes"] - row["imports_bytes"],
-        "of_model": (record["peak_rss_bytes"] - row["imports_bytes"]) / row["model_bytes"],
+        "peak_bytes": seen.peak_bytes,
+        "of_model": seen.peak_bytes / row["model_bytes"],
         "scratch_bytes": seen.scratch_bytes,
         "written_bytes": _size(out),
         "halves": halves(seen.course, row["blocks"]) if verb == "quantize" else None,
@@ -142,18 +142,24 @@ def halves(course: dict[int, float], blocks: int) -> dict[str, float]:
 
 @dataclass
 class Seen:
-    """What was seen of a process: its CPU seconds, in all and by shards written; how large its scratch folder was."""
+    """What was seen of a process: its CPU seconds, in all and by shards written; how large its scratch folder was.
+
+    `peak_bytes` is its anonymous memory beyond what it began with, looked at twenty times a second.
+    """
 
     cpu_seconds: float = 0.0
+    peak_bytes: int = 0
     scratch_bytes: int = 0
     course: dict[int, float] = field(default_factory=dict)
 
 
 def apart(work: Callable[[], object], limit: int, out: Path, scratch: Path) -> Seen:
-    """Does the work in a process of its own, with so many bytes of private memory.
+    """Does the work in a process of its own, with so many bytes of private memory beyond what there is now.
 
     The process is forked, so that what is imported is there already and counts for nothing.
     """
+    held = anonymous(os.getpid())
+    limit += psutil.Process().memory_info().data
     child = os.fork()
     if child == 0:
         status = 1
@@ -172,6 +178,7 @@ def apart(work: Callable[[], object], limit: int, out: Path, scratch: Path) -> S
         if done:
             break
         seen.scratch_bytes = max(seen.scratch_bytes, _size(scratch))
+        seen.peak_bytes = max(seen.peak_bytes, anonymous(child) - held)
         times = process.cpu_times()
         seen.course.setdefault(len(list(out.glob("model-*.safetensors"))), times.user + times.system)
         time.sleep(0.05)
@@ -179,6 +186,12 @@ def apart(work: Callable[[], object], limit: int, out: Path, scratch: Path) -> S
         sys.exit("A verb ended with an error, see above; what is finished is kept.")
     seen.cpu_seconds = used.ru_utime + used.ru_stime
     return seen
+
+
+def anonymous(process: int) -> int:
+    """Bytes of memory that no file stands behind; what the models' files are read into is among them."""
+    found = re.search(r"^RssAnon:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def _size(folder: Path) -> int:
