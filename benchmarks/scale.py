@@ -4,9 +4,9 @@
 
 Every verb runs in a process of its own with `--max-memory` 32 MB, and with a limit of the kernel (RLIMIT_DATA) on what
 it takes beyond its imports: the model's bytes (150 MB for models that are smaller), so one that held the model whole
-would end. What is finished in DIR is not run again. From the sizes a line is fitted for each cost; its error on the held-out
-size is stated. Seconds are those of the CPU, so other work on the machine counts little. 8, 70 and 400 billion weights
-are extrapolated, and are no measurements.
+would end. What is finished in DIR is not run again. Seconds are those of the CPU, so other work on the machine counts
+little. From the sizes a line is fitted for each cost; its error on the held-out size is stated. 8, 70 and 400 billion
+weights are extrapolated, and are no measurements.
 """
 
 import argparse
