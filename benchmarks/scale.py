@@ -3,7 +3,7 @@
     python -m benchmarks.scale --work DIR [--sizes 640x24 256x8 384x12] [--held-out 512x16]
 
 Every verb runs in a process of its own with `--max-memory` 32 MB, and with a limit of the kernel (RLIMIT_DATA) on what
-it takes beyond its imports: the model's bytes (150 MB for models that are smaller), so one that held the model whole
+it takes beyond its imports: the model's bytes (120 MB for models that are smaller), so one that held the model whole
 would end. What is finished in DIR is not run again. Seconds are those of the CPU, so other work on the machine counts
 little. From the sizes a line is fitted for each cost; its error on the held-out size is stated. 8, 70 and 400 billion
 weights are extrapolated, and are no measurements.
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import psutil
 import scipy.stats
+import torch
 import transformers.models.llama.modeling_llama
 from benchmarks.common import write_result
 from benchmarks.random_llama import make_llama
@@ -36,10 +37,10 @@ from subeight.cli.main import app, quieten
 
 LOADED = (scipy.stats, transformers.models.llama.modeling_llama)  # before the processes part, not in each of them
 
-VOCABULARY = 8192
+VOCABULARY = 1024  # small, as against the blocks of so small models a real one would be all there is
 ROOM = 32_000_000  # --max-memory
-MARGIN = 150_000_000  # what libraries that are loaded late take, where the model is smaller than that
-TOKENS = {"evaluate": 1024, "map": 256, "diagnose": 512}
+MARGIN = 120_000_000  # what libraries that are loaded late take, where the model is smaller than that
+TOKENS = {"evaluate": 512, "map": 64, "diagnose": 256}
 EXTRAPOLATED = {
     "8B": (4096, 32, 14336, 8, 32, 128256),
     "70B": (8192, 80, 28672, 8, 64, 128256),
@@ -53,12 +54,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sizes", nargs="+", default=["640x24", "256x8", "384x12"])
-    parser.add_argument("--held-out", default="512x16")
+    parser.add_argument("--held-out", default="512x16", help="none: nothing is fitted")
+    parser.add_argument("--recipe", default="fast-int4")
+    parser.add_argument("--name", default="scale")
     parser.add_argument("--verbs", nargs="+", default=["quantize", "evaluate", "map", "diagnose"])
     asked = parser.parse_args()
     quieten()
-    rows = [measured(asked.work, size, asked.verbs) for size in [*asked.sizes, asked.held_out]]
-    write_result("scale", summary(rows), threads=1, vocabulary=VOCABULARY, tokens=TOKENS, recipe="fast-int4")
+    torch.set_num_threads(1)
+    held_out = [] if asked.held_out == "none" else [asked.held_out]
+    rows = [measured(asked.work, size, asked.verbs, asked.recipe) for size in [*asked.sizes, *held_out]]
+    numbers = summary(rows) if held_out else {"rows": rows}
+    write_result(asked.name, numbers, vocabulary=VOCABULARY, tokens=TOKENS, recipe=asked.recipe, max_memory=ROOM)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "fits": fits, "extrapolated": found}
 
 
-def measured(work: Path, size: str, verbs: list[str]) -> dict[str, Any]:
+def measured(work: Path, size: str, verbs: list[str], recipe: str = "fast-int4") -> dict[str, Any]:
     """One size: the model, and each verb on it."""
     width, blocks = (int(part) for part in size.split("x"))
     folder = work / size
@@ -80,21 +86,22 @@ def measured(work: Path, size: str, verbs: list[str]) -> dict[str, Any]:
         "limit_bytes": max(total, MARGIN), "verbs": {},
     }  # fmt: skip
     for verb in verbs:
-        row["verbs"][verb] = step(folder, verb, model, row)
+        row["verbs"][verb] = step(folder, words(folder, verb, model, recipe), row)
     for verb, found in row["verbs"].items():
-        said = found["predicted"] = predicted(folder, verb, model)
+        said = found["predicted"] = predicted(words(folder, verb, model, recipe))
         pairs = (("seconds", "seconds"), ("memory_bytes", "peak_bytes"))
         found["predicted_over_measured"] = {name: said[name] / found[real] for name, real in pairs}
     return row
 
 
-def step(folder: Path, verb: str, model: Path, row: dict[str, Any]) -> dict[str, Any]:
+def step(folder: Path, command: list[str], row: dict[str, Any]) -> dict[str, Any]:
     """One verb in a process of its own; what an earlier call found is read back."""
+    verb = command[0]
     kept = folder / f"{verb}.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     out = folder / verb
-    command = [*words(folder, verb, model), "--out", str(out), "--quiet"]
+    command = [*command, "--out", str(out), "--quiet"]
     seen = apart(lambda: app(command, standalone_mode=False), row["limit_bytes"], out, folder / "scratch")
     record = json.loads((out / "record.json").read_text(encoding="utf-8"))
     found = {
@@ -111,12 +118,12 @@ def step(folder: Path, verb: str, model: Path, row: dict[str, Any]) -> dict[str,
     return found
 
 
-def words(folder: Path, verb: str, model: Path) -> list[str]:
+def words(folder: Path, verb: str, model: Path, recipe: str) -> list[str]:
     """The command of a verb."""
     made = str(folder / "quantize")
-    text = ["--eval-tokens", str(TOKENS.get(verb, 0)), "--eval-window", "128"]
+    text = ["--eval-tokens", str(TOKENS.get(verb, 0)), "--eval-window", "64"]
     own = {
-        "quantize": [str(model), "--recipe", "fast-int4"],
+        "quantize": [str(model), "--recipe", recipe],
         "evaluate": [made, "--against", str(model), *text],
         "map": [str(model), "--formats", "int4,int2", "--share", "0.01", *text],
         "diagnose": [made, "--baseline", str(model), *text],
@@ -124,10 +131,10 @@ def words(folder: Path, verb: str, model: Path) -> list[str]:
     return [verb, *own, "--threads", "1", "--scratch", str(folder / "scratch"), "--max-memory", str(ROOM)]
 
 
-def predicted(folder: Path, verb: str, model: Path) -> dict[str, Any]:
-    """What `--dry-run` says of a verb."""
+def predicted(command: list[str]) -> dict[str, Any]:
+    """What `--dry-run` says of a command."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        app([*words(folder, verb, model), "--dry-run", "--json", "--quiet"], standalone_mode=False)
+        app([*command, "--dry-run", "--json", "--quiet"], standalone_mode=False)
     return json.loads(said.getvalue())["numbers"]["predicted"]
 
 

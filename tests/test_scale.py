@@ -27,7 +27,7 @@ def rows(bend: float = 0.0) -> list[dict]:
     """Costs that follow the law exactly, but for the last size."""
     found = []
     for width, blocks in ((256, 12), (512, 16), (768, 48), (640, 20)):
-        each, ends = 10.75 * width**2, 8192 * width / 4
+        each, ends = 10.75 * width**2, scale.VOCABULARY * width / 4
         off = 1 + bend * (width == 640)
         costs = {"seconds": (3.0 + 2e-7 * blocks * each) * off, "peak_bytes": (5e7 + 20 * (each + ends)) * off}
         found.append({"width": width, "blocks": blocks, "verbs": {"evaluate": costs}})
