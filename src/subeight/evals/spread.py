@@ -71,7 +71,7 @@ def spread_pass(crew: Crew[PassTask], model: Model, listed: Sequence[Batch], com
 
 def packed(value: Tensor) -> Packed:
     """The tensor's bytes."""
-    return value.dtype, tuple(value.shape), value.detach().cpu().contiguous().view(torch.uint8).numpy()
+    return value.dtype, tuple(value.shape), value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def unpacked(found: Packed) -> Tensor:
