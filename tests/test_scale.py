@@ -60,7 +60,7 @@ def test_every_verb_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list(row["verbs"]) == ["quantize", "evaluate", "map", "diagnose"]
     for verb, found in row["verbs"].items():
         assert found["seconds"] > 0 and found["predicted"]["memory_bytes"] > 0, verb
-        assert found["predicted_over_measured"]["seconds"] > 0
+        assert found["predicted_over_measured"]["seconds"] >= 0
         assert found["written_bytes"] > 0
     assert row["verbs"]["map"]["scratch_bytes"] >= 0
     assert row["verbs"]["quantize"]["halves"]["ratio"] > 0

@@ -18,7 +18,7 @@ SLOWER = 2.5  # a block over a product of the same multiply-adds: attention, nor
 READING = 1e9  # bytes a second from disk, dequantized and checked
 LOOKING = 1.5e-7  # seconds for each weight that a diagnosis compares with the baseline's
 PASSES = 12  # of a diagnosis: its median is 10 measurements, and two passes come before them
-BUFFERS = 2 * (64 << 20)  # of logits
+BUFFER = 64 << 20  # of logits, at most, and there are two
 UNPACKED = 16  # bytes for each weight of a linear while its codes become a weight
 
 
@@ -75,7 +75,7 @@ def evaluation(session: Session, model: Model, text: EvaluationSet) -> dict[str,
     held = min(states, session.computing.room // 4)
     return {
         "seconds": round(seconds, 1),
-        "memory_bytes": int(_shell(size, bytes) + _one_block(size, bytes) + held + 2 * states),
+        "memory_bytes": int(_shell(size, bytes, text.tokens) + _one_block(size, bytes) + held + 2 * states),
         "disk_bytes": states + (states - held),
     }
 
@@ -90,7 +90,7 @@ def diagnosis(session: Session, model: Model, text: EvaluationSet) -> dict[str, 
     probing = min(2 * bytes * size.blocks, room // 2) + _one_block(size, bytes) + min(trails, room // 4)
     return {
         "seconds": round(PASSES * _pass(size, text.tokens, rate, bytes) + LOOKING * size.blocks, 1),
-        "memory_bytes": int(2 * _shell(size, bytes) + max(aligning, probing) + 2 * states),
+        "memory_bytes": int(2 * _shell(size, bytes, text.tokens) + max(aligning, probing) + 2 * states),
         "disk_bytes": states + max(0, trails - room // 4),
     }
 
@@ -114,9 +114,9 @@ def _pass(size: Sizes, tokens: int, rate: float, bytes: int) -> float:
     return 2 * (size.blocks + 2 * size.head) * tokens / rate * SLOWER + bytes * size.blocks / READING
 
 
-def _shell(size: Sizes, bytes: int) -> int:
+def _shell(size: Sizes, bytes: int, tokens: int) -> int:
     """Embeddings and head, the head twice in float32 (candidate and baseline), and buffers of logits."""
-    return bytes * size.outside + 2 * 4 * size.head + BUFFERS
+    return bytes * size.outside + 2 * 4 * size.head + 2 * min(BUFFER, 4 * tokens * size.head // size.width)
 
 
 def _one_block(size: Sizes, bytes: int) -> int:
