@@ -18,6 +18,7 @@ SLOWER = 2.5  # a block over a product of the same multiply-adds: attention, nor
 READING = 1e9  # bytes a second from disk, dequantized and checked
 LOOKING = 1.5e-7  # seconds for each weight that a diagnosis compares with the baseline's
 PASSES = 12  # of a diagnosis: its median is 10 measurements, and two passes come before them
+LATE = 50_000_000  # bytes of libraries that are loaded on the way, and of freed memory that the system has not got back
 BUFFER = 64 << 20  # of logits, at most, and there are two
 UNPACKED = 16  # bytes for each weight of a linear while its codes become a weight
 
@@ -75,7 +76,7 @@ def evaluation(session: Session, model: Model, text: EvaluationSet) -> dict[str,
     held = min(states, session.computing.room // 4)
     return {
         "seconds": round(seconds, 1),
-        "memory_bytes": int(_shell(size, bytes, text.tokens) + _one_block(size, bytes) + held + 2 * states),
+        "memory_bytes": int(LATE + _shell(size, bytes, text.tokens) + _one_block(size, bytes) + held + 2 * states),
         "disk_bytes": states + (states - held),
     }
 
@@ -90,7 +91,7 @@ def diagnosis(session: Session, model: Model, text: EvaluationSet) -> dict[str, 
     probing = min(2 * bytes * size.blocks, room // 2) + _one_block(size, bytes) + min(trails, room // 4)
     return {
         "seconds": round(PASSES * _pass(size, text.tokens, rate, bytes) + LOOKING * size.blocks, 1),
-        "memory_bytes": int(2 * _shell(size, bytes, text.tokens) + max(aligning, probing) + 2 * states),
+        "memory_bytes": int(LATE + 2 * _shell(size, bytes, text.tokens) + max(aligning, probing) + 2 * states),
         "disk_bytes": states + max(0, trails - room // 4),
     }
 
@@ -104,7 +105,7 @@ def mapping(session: Session, model: Model, tokens: int, formats: int, token_blo
     ends = (formats + 3) * bytes * size.outside
     return {
         "seconds": round(2 * size.blocks / size.depth * token_blocks / rate * SLOWER, 1),
-        "memory_bytes": int(ends + min(2 * bytes * size.blocks, room // 2) + min(trails, room // 4) + variants),
+        "memory_bytes": int(LATE + ends + min(2 * bytes * size.blocks, room // 2) + min(trails, room // 4) + variants),
         "disk_bytes": max(0, trails - room // 4),
     }
 
