@@ -121,7 +121,7 @@ def test_every_option_reaches_the_verb(run, monkeypatch, house, tmp_path):
         seen.append((args, given))
         return Result(record=house_record, directory=None)
 
-    from subeight import Coordinates, Record
+    from subeight import Coordinates, Record, Where
 
     house_record = Record(kind="quantize", coordinates=Coordinates(), numbers={})
     monkeypatch.setattr("subeight.verbs.compare", keep)
@@ -129,12 +129,13 @@ def test_every_option_reaches_the_verb(run, monkeypatch, house, tmp_path):
         "--out": tmp_path / "o", "--calibration": "text.txt", "--evals": "e.txt", "--eval-tokens": 9,
         "--eval-window": 8, "--generate": 7, "--seed": 6, "--threads": 5, "--device": "cuda:3", "--dtype": "float32",
         "--max-memory": "1MB",
-        "--scratch": tmp_path / "s", "--across": "stack",
+        "--scratch": tmp_path / "s", "--across": "stack", "--workers": 3, "--cluster": "auto",
     }  # fmt: skip
     switches = ("--dry-run", "--yes", "--quiet", "--trust-remote-code", "--shared")
     assert run("compare", "m", "--recipes", "a, b", *(w for pair in flags.items() for w in pair), *switches).status == 0
     (args, given) = seen[0]
     assert args == ("m", ["a", "b"]) and given["shared"] is True
+    assert given["workers"] == Where(3, "auto")
     expected = Options(
         out=tmp_path / "o", calibration="text.txt", evals=("e.txt",), eval_tokens=9, eval_window=8, generate=7, seed=6,
         threads=5, device="cuda:3", dtype="float32", max_memory=10**6, scratch=tmp_path / "s", across=("stack",),

@@ -9,6 +9,7 @@ from subeight import verbs
 from subeight.cli.options import (
     AsJson,
     Calibration,
+    Cluster,
     Device,
     DryRun,
     Dtype,
@@ -22,6 +23,7 @@ from subeight.cli.options import (
     Seed,
     Threads,
     Trust,
+    Workers,
     command,
     parse_bytes,
 )
@@ -40,8 +42,8 @@ def map(
         str | None, typer.Option("--rescue", help="formats of the other view, or none (default: the lowest)")
     ] = None,
     share: Annotated[float, typer.Option("--share", help="at most this share of the naive way's work")] = 0.1,
-    workers: Annotated[int | None, typer.Option("--workers", help="worker processes, or Ray workers")] = None,
-    cluster: Annotated[str | None, typer.Option("--cluster", help="a Ray cluster: host:port, auto or local")] = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     out: Out = None,
     calibration: Calibration = None,
     evals: Evals = None,

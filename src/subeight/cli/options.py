@@ -26,6 +26,8 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, bfloat16 or float32")
 MaxMemory = Annotated[str | None, typer.Option("--max-memory", help="for instance 2GB")]
 Scratch = Annotated[Path | None, typer.Option("--scratch", help="keep activations here instead of in memory")]
 Across = Annotated[list[str] | None, typer.Option("--across", help="a coordinate that may differ on purpose")]
+Workers = Annotated[int | None, typer.Option("--workers", help="worker processes, or Ray workers")]
+Cluster = Annotated[str | None, typer.Option("--cluster", help="a Ray cluster: host:port, auto or local")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show the plan and what it will take, and stop")]
 Yes = Annotated[bool, typer.Option("--yes", help="do what takes long without asking")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]

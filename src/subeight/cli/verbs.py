@@ -15,6 +15,7 @@ from subeight.cli.options import (
     Across,
     AsJson,
     Calibration,
+    Cluster,
     Device,
     DryRun,
     Dtype,
@@ -30,12 +31,14 @@ from subeight.cli.options import (
     Seed,
     Threads,
     Trust,
+    Workers,
     Yes,
     command,
     parse_bytes,
 )
 from subeight.cli.running import RUNNING
 from subeight.cli.show import show
+from subeight.sweep import Where
 from subeight.verbs.options import Options
 
 
@@ -124,7 +127,12 @@ def evaluate(
     threads: Threads = None,
     device: Device = "cpu",
     dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    scratch: Scratch = None,
     across: Across = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     trust_remote_code: Trust = False,
@@ -141,12 +149,15 @@ def evaluate(
         threads=threads,
         device=device,
         dtype=dtype,
+        max_memory=parse_bytes(max_memory),
+        scratch=scratch,
         across=tuple(across or ()),
+        dry_run=dry_run,
         quiet=quiet,
         trust_remote_code=trust_remote_code,
         command=command(),
     )
-    show(verbs.evaluate(candidate, against, options=options), as_json=as_json)
+    show(verbs.evaluate(candidate, against, workers=Where(workers, cluster), options=options), as_json=as_json)
 
 
 def compare(
@@ -166,6 +177,8 @@ def compare(
     max_memory: MaxMemory = None,
     scratch: Scratch = None,
     across: Across = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     quiet: Quiet = False,
@@ -194,7 +207,7 @@ def compare(
         command=command(),
     )
     names = [name.strip() for name in recipes.split(",") if name.strip()]
-    show(verbs.compare(model, names, shared=shared, options=options), as_json=as_json)
+    show(verbs.compare(model, names, shared=shared, workers=Where(workers, cluster), options=options), as_json=as_json)
 
 
 def export(

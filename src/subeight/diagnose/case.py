@@ -75,7 +75,7 @@ class Case:
             self.computing,
             metric=self.settings.metric,
             base=self.swaps if base is None else base,
-            max_memory=self.settings.max_memory,
+            max_memory=self.computing.room // 2,
         )
 
     def with_repair(self, loss: Loss, **changes: Any) -> "Case":

@@ -155,7 +155,7 @@ def _whole(case: Case, twin: Model, runner: PackedRunner, share: Share) -> _Whol
     checkpoint = Checkpoint(twin.directory, source.gguf.name if source.gguf else None, twin.trust_remote_code)
     report = runner.load(checkpoint, str(case.computing.device))
     packed = runner.logits(*share.rows())
-    ours = share.logits(twin, case.computing.device, case.computing.quiet)
+    ours = share.logits(twin, case.computing)
     difference = max(_largest(a, b) for a, b in zip(packed, ours, strict=True))
     spread = float(torch.cat(ours).std())
     return _Whole(share, share.loss(ours), share.loss(packed), difference, BOUND * max(spread, 1.0), report)

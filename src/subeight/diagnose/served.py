@@ -5,7 +5,7 @@ thing more is the server's own each time, so what differs first is what is guilt
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ from subeight.diagnose.finding import Cause, Finding
 from subeight.diagnose.server import WAYS, RefusedError, Server
 from subeight.diagnose.share import Share
 from subeight.evals.loss import Loss, recovered
-from subeight.evals.passes import Computing
 from subeight.models.model import Model
 
 PROMPTS = 8
@@ -95,7 +94,7 @@ def examine(case: Case, twin: Model) -> Finding:
         refused.append(f"its chat could not be asked: {error}")
     if not asked:
         return Finding("kernels", "unknown", f"The server at {server.url} was not tested: {'; '.join(refused)}.")
-    computing = Computing(torch.float32, case.computing.device, case.computing.quiet)
+    computing = replace(case.computing, dtype=torch.float32)
     twin_said = answers(twin, asked, computing)
     heard = {form: _of(form, asked, twin_said) for form in FORMS}
     found = _judged(case, {form: part for form, part in heard.items() if part is not None})
@@ -143,7 +142,7 @@ def _is_other_prompt(heard: _Heard, rendered: _Heard | None) -> bool:
 
 
 def _kernel(case: Case, heard: _Heard, reading: str) -> Cause | str:
-    computing = Computing(torch.float32, case.computing.device, case.computing.quiet)
+    computing = replace(case.computing, dtype=torch.float32)
     base = [said[reading] for said in answers(case.baseline, heard.questions, computing)]
     twin = [said[reading] for said in heard.twin]
     far = distance(heard.questions, heard.said, base)

@@ -62,10 +62,10 @@ class Share:
         ids = [torch.tensor(sample.ids) for sample in self.samples]
         return ids, [torch.tensor(sample.scored).nonzero().flatten() - 1 for sample in self.samples]
 
-    def logits(self, model: Model, device: torch.device, quiet: bool) -> list[Tensor]:
+    def logits(self, model: Model, computing: Computing) -> list[Tensor]:
         """What a model says in front of every scored token, [scored tokens, vocabulary] per sample, in float32."""
         listed = batches(self.samples, BATCH_TOKENS)
-        made = run_pass(model, listed, Computing(torch.float32, device, quiet), f"Running {model.label} in float32")
+        made = run_pass(model, listed, replace(computing, dtype=torch.float32), f"Running {model.label} in float32")
         states = _by_sequence(made, listed)
         return [made.head(states[number]).cpu() for number in range(len(self.samples))]
 

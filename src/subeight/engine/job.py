@@ -25,7 +25,8 @@ class Job:
 class Settings:
     """How the loop runs; none of it is part of the recipe, but batch and threads change the last bits.
 
-    `max_memory` bounds the Hessians that are gathered at once, in bytes; `scratch` keeps activations on disk.
+    `max_memory` bounds the Hessians that are gathered at once, and as well the activations, in bytes: others lie in
+    `states` while the loop runs. `scratch` keeps all of them on disk, where they survive a kill.
     """
 
     dtype: torch.dtype = torch.float32
@@ -35,6 +36,7 @@ class Settings:
     max_memory: int | None = None
     scratch: Path | None = None
     quiet: bool = False
+    states: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from subeight.methods.move.rotate import Rotate
 from subeight.models.block import Block
 from subeight.models.model import Model
 from subeight.models.rotated import rotated
+from subeight.models.shelf import Shelf
 from subeight.models.shell import Shell
 from subeight.models.stats import GATHERED, Stats
 from subeight.models.structure import InputGroup
@@ -86,7 +87,7 @@ def _stream(
         return embedded(shell, ids, settings.batch)
 
     if settings.scratch is None:
-        return MemoryStream(list(first()))
+        return MemoryStream(first(), Shelf(settings.max_memory, settings.states))
     depends_on = {
         "model": model.coordinate,
         "lanes": [[str(lane.job.directory.resolve()), lane.plan.fingerprint, lane.job.exporter.name] for lane in lanes],

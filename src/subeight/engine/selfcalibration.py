@@ -7,7 +7,7 @@ import torch
 from subeight.errors import TextError
 from subeight.evals.passes import Computing
 from subeight.models.model import Model
-from subeight.models.whole import Whole
+from subeight.models.streamed import writer_of
 from subeight.records.progress import progress
 from subeight.text import Calibration, CalibrationSpec
 
@@ -20,13 +20,13 @@ def sample_self(model: Model, spec: CalibrationSpec, computing: Computing, *, ye
     Raises:
         TextError: it would take longer than ten minutes (measured on the first tokens) and `yes` was not said.
     """
-    whole = Whole(model, computing.dtype, computing.device)
+    writer = writer_of(model, computing.dtype, computing.device, computing.room)
     config = model.config.get_text_config(decoder=True)
     first = config.bos_token_id if config.bos_token_id is not None else (config.eos_token_id or 0)
     first = first[0] if isinstance(first, list) else first
     generator = torch.Generator().manual_seed(spec.seed)
     ids = torch.full((spec.sequences, 1), first, dtype=torch.long)
-    steps = whole.sample(ids, generator)
+    steps = writer.sample(ids, generator)
     began = time.monotonic()
     found = [ids]
     with progress(spec.length - 1, "Sampling calibration text", "tokens", quiet=computing.quiet) as advance:

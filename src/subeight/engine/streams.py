@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from subeight.models.calls import Call
 from subeight.models.read.safetensors import index_file
+from subeight.models.shelf import Shelf
 from subeight.models.shell import Shell
 from subeight.records.disk import require_space
 from subeight.records.files import atomic_write
@@ -34,11 +35,12 @@ class Stream(Protocol):
 
 
 class MemoryStream:
-    """Hidden states in memory; after a kill the finished blocks are run again."""
+    """Hidden states on a shelf, in memory as far as there is room; after a kill the finished blocks are run again."""
 
-    def __init__(self, hidden: list[Tensor]) -> None:
+    def __init__(self, hidden: Iterable[Tensor], shelf: Shelf | None = None) -> None:
         self.position = 0
-        self._hidden = hidden
+        self._hidden = Shelf() if shelf is None else shelf
+        self._hidden.extend(hidden)
 
     def batches(self, shell: Shell, block: int) -> Iterator[tuple[Tensor, Call]]:
         for hidden in self._hidden:
@@ -50,7 +52,7 @@ class MemoryStream:
         self.position += 1
 
     def close(self) -> None:
-        self._hidden = []
+        self._hidden = Shelf()
 
 
 class DiskStream:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from subeight.errors import InputError
 from subeight.evals.loss import Loss, prompt_loss
+from subeight.models.streamed import Streamed
 from subeight.models.whole import Whole
 from subeight.text import Sample
 from subeight.text.tokens import Tokenizer
@@ -31,7 +32,7 @@ class Check:
     stop: frozenset[int]
     passed: tuple[bool, ...] = ()  # by the baseline
 
-    def answers(self, model: Whole) -> list[str]:
+    def answers(self, model: Whole | Streamed) -> list[str]:
         """The greedy answers of a model."""
         written = model.greedy([list(prompt_of(sample)) for sample in self.samples], TOKENS, set(self.stop))
         return [str(self.tokenizer.decode(ids)) for ids in written]
@@ -62,7 +63,7 @@ class Check:
             raise InputError(f"The check command {self.command!r} cannot be run ({why}); give one that can.")
         return done.returncode == 0
 
-    def loss(self, model: Whole) -> Loss:
+    def loss(self, model: Whole | Streamed) -> Loss:
         """The share of prompts that the baseline answers right and this model wrong."""
         right = self.passes(self.answers(model))
         wrong = [before and not after for before, after in zip(self.passed, right, strict=True)]

@@ -4,21 +4,20 @@ Those states are small, and through the head they give the exact logits again, s
 and kept on disk under their coordinates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from subeight.errors import InputError
 from subeight.models.block import Block
 from subeight.models.model import Model
-from subeight.models.read.safetensors import index_file
+from subeight.models.shelf import Kept, Shelf, keep
 from subeight.models.shell import Head, Shell
 from subeight.records.coordinates import fingerprint
-from subeight.records.files import atomic_path
+from subeight.records.memory import free_bytes
 from subeight.records.progress import progress
 from subeight.text import Batch, EvaluationSet, Sample, batches
 
@@ -27,11 +26,26 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Computing:
-    """In which precision, where, and how loudly a pass runs."""
+    """In which precision, where, how loudly, and in how much memory a pass runs.
+
+    `max_memory` are the bytes that one process may hold of blocks and states together (None: half of what is free);
+    states for which that leaves no room lie in `scratch` while they are needed. Neither changes a number.
+    """
 
     dtype: torch.dtype
     device: torch.device
     quiet: bool = False
+    max_memory: int | None = None
+    scratch: Path | None = None
+
+    @property
+    def room(self) -> int:
+        """The bytes that blocks and states may take together."""
+        return self.max_memory or free_bytes() // 2
+
+    def shelf(self, share: int) -> Shelf:
+        """A list of states that takes at most the `share`-th part of the room in memory."""
+        return Shelf(self.room // share, self.scratch)
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class Sequences:
 class Pass:
     """One model's states for all sequences: per batch [scored tokens, width], and its head."""
 
-    hidden: list[Tensor]
+    hidden: Sequence[Tensor]
     head: Head
 
 
@@ -97,17 +111,18 @@ def places_of(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def run_pass(model: Model, listed: Sequence[Batch], computing: Computing, what: str) -> Pass:
-    """Streams the model's blocks over the batches; memory holds one block and the hidden states."""
+    """Streams the model's blocks over the batches; memory holds one block, and the states as far as there is room."""
     shell = Shell(model, computing.dtype, computing.device)
-    states = [shell.embed(batch.ids) for batch in listed]
+    states, hidden = computing.shelf(4), computing.shelf(4)
+    states.extend(shell.embed(batch.ids) for batch in listed)
     count = len(model.skeleton.blocks)
     with progress(count, what, "blocks", quiet=computing.quiet) as advance:
         for index in range(count):
             block = Block(model, index, computing.dtype, computing.device)
             for number, batch in enumerate(listed):
                 states[number] = block(states[number], shell.call(tuple(batch.ids.shape), index))
+            del block  # before the next one is read
             advance()
-    hidden = []
     for state, batch in zip(states, listed, strict=True):
         rows, columns = places_of(batch)
         final = shell.finish(state)
@@ -136,8 +151,15 @@ def require_context(model: Model, context: int) -> None:
         raise InputError(f"--context {context} leaves no room in the {longest} tokens that {model.label} knows.")
 
 
-def reference_pass(model: Model, sequences: Sequences, evaluation: str, computing: Computing, cache: Path) -> Pass:
-    """The baseline's pass, read from `cache` where the same one was made before.
+def reference_pass(
+    model: Model,
+    sequences: Sequences,
+    evaluation: str,
+    computing: Computing,
+    cache: Path,
+    run: Callable[..., Pass] = run_pass,
+) -> Pass:
+    """The baseline's pass, read from `cache` where the same one was made before; `run` makes it otherwise.
 
     The key holds the baseline, the evaluation, the tokens themselves, the dtype, the device and the thread count;
     what else of the stack changes numbers is the folder's matter.
@@ -146,10 +168,7 @@ def reference_pass(model: Model, sequences: Sequences, evaluation: str, computin
     rows = [[sample.ids, sample.scored] for sample in sequences.samples]
     path = cache / f"reference-{cache_key(model, computing, [evaluation, rows, BATCH_TOKENS])}.safetensors"
     if path.is_file():
-        stored = index_file(path)
-        hidden = [stored[f"{number:06d}"].read().to(computing.device) for number in range(len(listed))]
-        return Pass(hidden, Shell(model, computing.dtype, computing.device).head())
-    made = run_pass(model, listed, computing, f"Running the baseline {model.label}")
-    with atomic_path(path) as partial:
-        save_file({f"{n:06d}": state.contiguous().cpu() for n, state in enumerate(made.hidden)}, partial)
+        return Pass(Kept(path, computing.device), Shell(model, computing.dtype, computing.device).head())
+    made = run(model, listed, computing, f"Running the baseline {model.label}")
+    keep(path, made.hidden)
     return made

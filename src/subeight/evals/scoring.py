@@ -1,8 +1,9 @@
 """A candidate against its baseline on one evaluation set: outcomes per token, and the numbers of a record."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from subeight.evals.passes import (
     reference_pass,
     run_pass,
 )
+from subeight.evals.spread import PassTask, spread_pass
 from subeight.evals.tokens import TokenOutcomes, Workspace, token_outcomes
 from subeight.models.model import Model
+from subeight.models.streamed import Streamed, writer_of
 from subeight.models.whole import Whole
 from subeight.records.files import atomic_write
 from subeight.records.progress import progress
+from subeight.sweep import Crew
 from subeight.text import EvaluationSet, Sample, with_answer
 
 ANSWER_TOKENS = 64
@@ -57,14 +61,21 @@ class Scored:
 
 
 def ask(
-    baseline: Model, evaluation: EvaluationSet, computing: Computing, cache: Path, *, generate: int = 0
+    baseline: Model,
+    evaluation: EvaluationSet,
+    computing: Computing,
+    cache: Path,
+    *,
+    generate: int = 0,
+    crew: Crew[PassTask] | None = None,
 ) -> Question:
     """Runs the baseline once; its states and its greedy answers are kept in `cache`.
 
-    `generate` is the number of prompts whose greedy answers will be compared.
+    `generate` is the number of prompts whose greedy answers will be compared. A `crew` that was hired for a PassJob
+    runs the text through the blocks; without one this process does.
     """
     sequences = _answered(baseline, Sequences.of(evaluation), computing, cache)
-    reference = reference_pass(baseline, sequences, evaluation.hash, computing, cache)
+    reference = reference_pass(baseline, sequences, evaluation.hash, computing, cache, _runner(crew))
     prompts = _prompts(sequences.samples[: sequences.scored], generate)
     generations = _kept_answers(baseline, prompts, computing, cache) if prompts else None
     return Question(baseline, evaluation, sequences, reference, computing, generations, prompts)
@@ -80,7 +91,7 @@ def with_check(question: Question, metric: str) -> Question:
     samples = question.sequences.samples[: question.sequences.scored]
     stop = frozenset(stop_tokens(baseline))
     check = Check(metric.removeprefix(PREFIX), samples, baseline.tokenizer(), stop)
-    passed = require_passing(check, check.answers(Whole(baseline, computing.dtype, computing.device)))
+    passed = require_passing(check, check.answers(_writer(baseline, computing)))
     return replace(question, check=replace(check, passed=passed))
 
 
@@ -88,20 +99,24 @@ def measure(question: Question, model: Model, metric: str = "kl") -> Loss:
     """What a model lost on each prompt, streamed once; by `check`, from its greedy answers."""
     computing = question.computing
     if question.check is not None:
-        return question.check.loss(Whole(model, computing.dtype, computing.device))
+        return question.check.loss(_writer(model, computing))
     made = run_pass(model, question.sequences.batches(), computing, f"Measuring {model.label}")
     return loss_of(question, made, metric)
 
 
-def score(question: Question, candidate: Model, *, seed: int = 0) -> Scored:
-    """The candidate's pass, compared token by token with the baseline's.
+def _runner(crew: Crew[PassTask] | None) -> Callable[..., Pass]:
+    return run_pass if crew is None else partial(spread_pass, crew)
+
+
+def score(question: Question, candidate: Model, *, seed: int = 0, crew: Crew[PassTask] | None = None) -> Scored:
+    """The candidate's pass, by a `crew` where one is given, compared token by token with the baseline's.
 
     Raises:
         InputError: the two models have different vocabularies.
     """
     require_same_vocabulary(question.baseline, candidate)
     sequences, computing = question.sequences, question.computing
-    made = run_pass(candidate, sequences.batches(), computing, f"Evaluating {candidate.label}")
+    made = _runner(crew)(candidate, sequences.batches(), computing, f"Evaluating {candidate.label}")
     outcomes = _outcomes(question, made)
     scored, options = _split(outcomes, sequences)
     choices = _choices(options, sequences)
@@ -214,14 +229,22 @@ def _kept_answers(baseline: Model, prompts: list[list[int]], computing: Computin
 
 def _answers(model: Model, prompts: list[list[int]], computing: Computing, baseline: Model) -> list[list[int]]:
     """Greedy answers of `model`, which end where the baseline's would, or at the end of what it takes."""
-    whole = Whole(model, computing.dtype, computing.device)
+    writer = _writer(model, computing)
     stop, longest = stop_tokens(baseline), context_length(baseline)
-    found = []
+    by_room: dict[int, list[int]] = {}  # a streamed model reads its blocks once for all that are answered together
+    for number, prompt in enumerate(prompts):
+        by_room.setdefault(max(0, min(ANSWER_TOKENS, longest - len(prompt))), []).append(number)
+    found: dict[int, list[int]] = {}
     with progress(len(prompts), f"Answering with {model.label}", "prompts", quiet=computing.quiet) as advance:
-        for prompt in prompts:
-            found += whole.greedy([prompt], max(0, min(ANSWER_TOKENS, longest - len(prompt))), stop)
-            advance()
-    return found
+        for tokens, numbers in by_room.items():
+            for part in [numbers] if isinstance(writer, Streamed) else [[number] for number in numbers]:
+                found |= zip(part, writer.greedy([prompts[number] for number in part], tokens, stop), strict=True)
+                advance(len(part))
+    return [found[number] for number in range(len(prompts))]
+
+
+def _writer(model: Model, computing: Computing) -> Whole | Streamed:
+    return writer_of(model, computing.dtype, computing.device, computing.room)
 
 
 def stop_tokens(model: Model) -> set[int]:

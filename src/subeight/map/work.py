@@ -59,7 +59,6 @@ class MapJob:
     computing: Computing
     metric: str = "kl"
     threads: int | None = None
-    max_memory: int | None = None
     trust_remote_code: bool = False
 
     def prepare(self) -> "State":
@@ -96,6 +95,8 @@ class State:
         self._round: int = ALL - 1  # none yet
         self._benches: dict[tuple[str, int], Bench] = {}
         self._suffixes: dict[tuple[str, int], Suffixes] = {}
+        models = 2 + sum(gauge is not None for gauge in job.gauges)  # whose blocks are kept
+        self._block_room = job.computing.room // (2 * models)
 
     @cached_property
     def baseline(self) -> Model:
@@ -134,7 +135,7 @@ class State:
                 model = self.candidates[number]
             if view == "floor":
                 computing = replace(computing, dtype=other_dtype(computing.dtype))
-            self._suffixes[key] = Suffixes(model, computing, gauge=gauge, max_memory=job.max_memory)
+            self._suffixes[key] = Suffixes(model, computing, gauge=gauge, max_memory=self._block_room)
             if view == "rescue":
                 self._suffixes[key].keep_shell(self._outside(job.gauges[number]))
         return self._suffixes[key]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from subeight.models.skeleton import Skeleton
 
@@ -32,6 +33,19 @@ class Recorder(nn.Module):
 
 def record_calls(model: nn.Module, skeleton: Skeleton, ids: Tensor) -> tuple[Tensor, list[Call]]:
     """What the first block is given for `ids`, and the other arguments of every block."""
+    hidden, calls, _ = _recorded(model, skeleton, input_ids=ids, use_cache=False)
+    return hidden, [(args, {k: v for k, v in kwargs.items() if k != "past_key_values"}) for args, kwargs in calls]
+
+
+def record_step(
+    model: nn.Module, skeleton: Skeleton, ids: Tensor, cache: Cache | None
+) -> tuple[Tensor, list[Call], Cache]:
+    """The same for ids that follow what `cache` holds; the blocks called so will add theirs to the cache returned."""
+    hidden, calls, output = _recorded(model, skeleton, input_ids=ids, past_key_values=cache, use_cache=True)
+    return hidden, calls, output.past_key_values
+
+
+def _recorded(model: nn.Module, skeleton: Skeleton, **asked: Any) -> tuple[Tensor, list[Call], Any]:
     owner, _, tail = skeleton.blocks_name.rpartition(".")
     parent = model.get_submodule(owner)
     blocks = getattr(parent, tail)
@@ -39,8 +53,7 @@ def record_calls(model: nn.Module, skeleton: Skeleton, ids: Tensor) -> tuple[Ten
     setattr(parent, tail, nn.ModuleList([Recorder(block, calls) for block in blocks]))
     try:
         with torch.no_grad():
-            parent(input_ids=ids, use_cache=False)
+            output = parent(**asked)
     finally:
         setattr(parent, tail, blocks)
-    hidden = calls[0][0]
-    return hidden, [(args, {k: v for k, v in kwargs.items() if k != "past_key_values"}) for _, args, kwargs in calls]
+    return calls[0][0], [(args, kwargs) for _, args, kwargs in calls], output

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from subeight.models.calls import Call, Recorder, record_calls
+from subeight.models.calls import Call, Recorder, record_calls, record_step
 from subeight.models.model import Model
 from subeight.models.precision import exact_products
 
@@ -71,8 +72,20 @@ class Shell:
             self.embed(torch.zeros(shape, dtype=torch.long))
         return self._calls[shape][block]
 
+    def enter(self, ids: Tensor, cache: Cache | None) -> tuple[Tensor, list[Call], Cache]:
+        """The input of the first block for ids that follow what a cache holds, the blocks' calls, and the cache."""
+        return record_step(self._module, self._skeleton, ids.to(self.device), cache)
+
     def finish(self, hidden: Tensor) -> Tensor:
         """The final hidden state (after the last norm) from the output of the last block."""
+        return self._after(hidden, self._module.get_submodule(self._skeleton.trunk_name)).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's own logits [batch, length, vocabulary], in its dtype, from the output of the last block."""
+        return self._after(hidden, self._module).logits
+
+    def _after(self, hidden: Tensor, run: nn.Module) -> Any:
+        """What the trunk or the whole model makes of the output of the last block."""
         trunk = self._module.get_submodule(self._skeleton.trunk_name)
         tail = self._skeleton.blocks_name.rpartition(".")[2]
         blocks = getattr(trunk, tail)
@@ -82,7 +95,7 @@ class Shell:
         try:
             with torch.set_grad_enabled(hidden.requires_grad):
                 ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=self.device)
-                return trunk(input_ids=ids, use_cache=False).last_hidden_state
+                return run(input_ids=ids, use_cache=False)
         finally:
             setattr(trunk, tail, blocks)
 
@@ -99,8 +112,7 @@ class Head:
     """
 
     def __init__(self, module: PreTrainedModel, trunk: str, dtype: torch.dtype) -> None:
-        self._module = copy.copy(module)
-        self._module._modules = dict(module._modules)
+        self._module = _without(module, trunk)
         self._trunk = trunk
         self._dtype = dtype
         head = module.get_output_embeddings()
@@ -135,6 +147,20 @@ class Head:
     def _into(self, hidden: Tensor, out: Tensor) -> None:
         with exact_products(self._dtype):
             torch.mm(hidden.float(), self._weight.T, out=out)
+
+
+def _without(module: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The module with nothing in its trunk: what the head does not need (embeddings) may go from memory."""
+    whole = copy.copy(module)
+    parent: nn.Module = whole
+    for part in name.split("."):
+        parent._modules = dict(parent._modules)
+        child = copy.copy(parent._modules[part])
+        assert child is not None
+        parent._modules[part] = child
+        parent = child
+    parent._modules, parent._parameters = {}, {}
+    return whole
 
 
 class _Given(BaseModelOutputWithPast):  # type: ignore[misc]  # transformers is untyped

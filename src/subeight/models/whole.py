@@ -1,4 +1,4 @@
-"""A model loaded whole, for what needs it at once: generation. Everything else streams blocks."""
+"""A model loaded whole, for generation where it fits. Everything else streams blocks."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -72,7 +72,7 @@ class Whole:
             for _ in range(tokens):
                 output = self.module(input_ids=ids, past_key_values=cache, use_cache=True)
                 cache = output.past_key_values
-                token = int(_first_maximum(output.logits[0, -1]))
+                token = first_maximum(output.logits[0, -1])
                 if token in stop:
                     break
                 found.append(token)
@@ -80,5 +80,6 @@ class Whole:
         return found
 
 
-def _first_maximum(logits: Tensor) -> Tensor:
-    return logits.float().argmax()
+def first_maximum(logits: Tensor) -> int:
+    """The likeliest token."""
+    return int(logits.float().argmax())

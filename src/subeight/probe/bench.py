@@ -21,6 +21,7 @@ from subeight.models.gauge import Gauge
 from subeight.models.model import Model
 from subeight.models.shell import Head, Shell
 from subeight.probe.pairs import aligned_block, computing_with
+from subeight.probe.trail import Trail
 from subeight.text import EvaluationSet
 
 Variant = Mapping[str, Tensor]  # other weights [out, in] by the linear's name
@@ -106,7 +107,7 @@ class Bench:
         self.sequences = sequences_of(samples)
         self.batches = self.sequences.batches()
         self._against = against or self
-        self._trail: list[list[Tensor]] = []  # the states in front of every block: [block][batch]
+        self._trail = Trail(suffixes.computing)  # the unchanged model's
         self._own: Pass | None = None
 
     def whole(self) -> Pass:
@@ -174,12 +175,12 @@ class Bench:
 
     def states(self, index: int) -> list[Tensor]:
         """The unchanged model's states in front of block `index`, batch by batch [rows, length, width]."""
-        if not self._trail:
-            self._trail.append([self.suffixes.shell.embed(batch.ids) for batch in self.batches])
+        if not len(self._trail):
+            self._trail.append(self.suffixes.shell.embed(batch.ids) for batch in self.batches)
         while len(self._trail) <= index:
             at = len(self._trail) - 1
             block = self.suffixes[at]
-            self._trail.append([self._advanced(block, state, at) for state in self._trail[at]])
+            self._trail.append(self._advanced(block, state, at) for state in self._trail[at])
         return self._trail[index]
 
     def _final(self, shell: Shell, state: Tensor, number: int) -> Tensor:

@@ -107,6 +107,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self._models[1].skeleton.blocks)
 
+    @property
+    def all_fit(self) -> bool:
+        """Whether no pair has to go for another."""
+        return self._limit is None or self[0].nbytes * len(self) <= self._limit
+
     def __getitem__(self, index: int) -> Pair:
         if index in self._kept:
             self._kept.move_to_end(index)

@@ -4,8 +4,9 @@ The states in front of every block are computed once for each of the two models;
 block that it touches and recomputes only what follows. What it costs is counted in runs of one block over all prompts.
 """
 
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,14 +15,17 @@ from subeight.evals.checks import Check
 from subeight.evals.loss import Loss
 from subeight.evals.passes import Computing, Pass, places_of
 from subeight.evals.scoring import Question, loss_of
+from subeight.models.block import Block
 from subeight.models.gauge import Gauge
 from subeight.models.model import Model
 from subeight.models.shell import Shell
+from subeight.models.streamed import Streamed
 from subeight.models.whole import Whole
 from subeight.probe.ends import Shells
 from subeight.probe.pairs import Pairs
 from subeight.probe.prior import Effects, effects_of
 from subeight.probe.swaps import Swaps
+from subeight.probe.trail import SHARE, Trail
 
 
 @dataclass
@@ -30,14 +34,6 @@ class Spent:
 
     evaluations: int = 0
     block_forwards: float = 0.0
-
-
-@dataclass
-class _Trail:
-    """The states in front of every block of one model, as far as they were needed: states[i][batch]."""
-
-    states: list[list[Tensor]]
-    base: Swaps = field(default_factory=Swaps)
 
 
 class Probe:
@@ -70,7 +66,9 @@ class Probe:
         self.shells = Shells(baseline, candidate, gauge, computing)
         self.batches = question.sequences.batches()
         self._place = {linear.name: linear.block for linear in candidate.linears}
-        self._trails = {True: _Trail([], base or Swaps()), False: _Trail([])}
+        self._base = {True: base or Swaps(), False: Swaps()}
+        self._trails = {True: Trail(computing), False: Trail(computing)}
+        self._computing = computing
         self._prefix = f"{candidate.skeleton.blocks_name}."
 
     def whole(self) -> Loss:
@@ -87,13 +85,13 @@ class Probe:
 
     def effects(self) -> Effects:
         """How strongly each linear's difference shows in the residual stream; one watched pass of the candidate."""
-        trail = self._trails[True]
-        trail.states = [self._embedded(self.shells.mixed(trail.base, restore=True))]
+        trail = self._trails[True] = Trail(self._computing)
+        trail.append(self._embedded(self.shells.mixed(self._base[True], restore=True)))
         found = Effects({})
         for index in range(len(self.pairs)):
             calls = [self.call(number, index) for number in range(len(self.batches))]
-            states, part = effects_of(self.pairs[index], trail.states[index], calls, self.batches, trail.base)
-            trail.states.append(states)
+            states, part = effects_of(self.pairs[index], trail[index], calls, self.batches, self._base[True])
+            trail.append(states)
             found = found | part
             self.spent.block_forwards += 2  # the block, and its differences' products once more
         return found
@@ -116,8 +114,7 @@ class Probe:
         return len(self.pairs) if block is None else block
 
     def _measure(self, swaps: Swaps, *, restore: bool) -> Loss:
-        trail = self._trails[restore]
-        both = trail.base | swaps if restore else swaps
+        both = self._base[True] | swaps if restore else swaps
         shell = self.shells.mixed(both, restore=restore)
         self.spent.evaluations += 1
         if self.question.check is not None:
@@ -132,23 +129,30 @@ class Probe:
         return loss_of(self.question, self._finished(shell, states), self.metric)
 
     def _checked(self, check: Check, swaps: Swaps, shell: Shell, *, restore: bool) -> Loss:
-        """The share of answers that a whole mixture gets wrong."""
+        """The share of answers that a whole mixture gets wrong; its blocks stay in memory where all of them may."""
+        self.spent.block_forwards += len(self.pairs)
+
+        @contextmanager
+        def mixed(index: int) -> Iterator[Block]:
+            pair = self.pairs[index]
+            with pair.restored(swaps) if restore else pair.damaged(swaps) as block:
+                yield block
+
+        if not self.pairs.all_fit:
+            return check.loss(Streamed(self.candidate, shell, room=self._computing.room // SHARE, block=mixed))
         with ExitStack() as stack:
-            pairs = [self.pairs[index] for index in range(len(self.pairs))]
-            mixed = [pair.restored(swaps) if restore else pair.damaged(swaps) for pair in pairs]
-            blocks = [stack.enter_context(block) for block in mixed]
-            self.spent.block_forwards += len(blocks)
+            blocks = [stack.enter_context(mixed(index)) for index in range(len(self.pairs))]
             return check.loss(Whole.of(self.candidate, blocks, shell))
 
     def _trail_to(self, index: int, *, restore: bool) -> list[Tensor]:
         """The states in front of a block of the candidate (as `base` has it) or of the baseline."""
-        trail = self._trails[restore]
-        if not trail.states:
-            trail.states = [self._embedded(self.shells.mixed(trail.base, restore=restore))]
-        while len(trail.states) <= index:
-            at = len(trail.states) - 1
-            trail.states.append(self._advance(trail.states[at], at, trail.base, restore=restore))
-        return trail.states[index]
+        trail, base = self._trails[restore], self._base[restore]
+        if not len(trail):
+            trail.append(self._embedded(self.shells.mixed(base, restore=restore)))
+        while len(trail) <= index:
+            at = len(trail) - 1
+            trail.append(self._advance(trail[at], at, base, restore=restore))
+        return trail[index]
 
     def _embedded(self, shell: Shell) -> list[Tensor]:
         return [shell.embed(batch.ids) for batch in self.batches]

@@ -12,6 +12,7 @@ from typing import Any
 from subeight.engine.job import Job
 from subeight.engine.lane import Lane
 from subeight.engine.loop import run as run_loop
+from subeight.engine.spread import Work, run_spread
 from subeight.errors import RecipeError
 from subeight.evals.contest import best_row, categories_of, pairs_of
 from subeight.evals.scoring import Question, Scored, ask, score
@@ -19,6 +20,7 @@ from subeight.export import exporter_for
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe
 from subeight.records import Coordinates, Run, peak_rss_bytes, require_comparable
+from subeight.sweep import Crew, Where
 from subeight.text import Calibration
 from subeight.verbs.evaluate import evaluate_numbers, evaluation_settings
 from subeight.verbs.options import Options
@@ -51,11 +53,19 @@ class Entry:
         return self.recipe.name
 
 
-def compare(model: str, recipes: Sequence[str], *, shared: bool = False, options: Options | None = None) -> Result:
+def compare(
+    model: str,
+    recipes: Sequence[str],
+    *,
+    shared: bool = False,
+    workers: Where | None = None,
+    options: Options | None = None,
+) -> Result:
     """Quantizes `model` by every recipe, measures each, and prints one table.
 
     With `shared` the statistics of all recipes are taken of the baseline's own activations in one pass (`tap: exact`),
     which is cheaper; otherwise each recipe taps what its own quantized blocks produce, as `quantize` does.
+    `workers` quantize by a recipe each (then every recipe has a pass of its own), and share the evaluation's batches.
 
     Raises:
         InputError: as for `quantize` and `evaluate`; recipes whose calibration differs, unless `across` names it.
@@ -74,9 +84,10 @@ def compare(model: str, recipes: Sequence[str], *, shared: bool = False, options
     with session.run(opened, whole, sum(entry.forecast["disk_bytes"] for entry in entries)) as run:
         if before := finished(run, [run.directory / entry.name for entry in entries]):
             return before
-        lanes = _quantize_all(session, opened, entries, run)
-        question = ask(opened, evaluation, session.computing, session.cache, generate=options.generate)
-        rows, scores = _measured(session, run, question, list(zip(entries, lanes, strict=True)))
+        lanes = _quantize_all(session, opened, entries, run, workers)
+        with session.crew(workers) as crew:
+            question = ask(opened, evaluation, session.computing, session.cache, generate=options.generate, crew=crew)
+            rows, scores = _measured(session, run, question, list(zip(entries, lanes, strict=True)), crew)
         warnings += _warnings(entries, lanes, scores)
         result = _concluded(session, run, question, entries, rows, scores, warnings)
     for entry in entries:
@@ -110,34 +121,38 @@ def _require_comparison(entries: Sequence[Entry], across: Sequence[str]) -> list
     return sorted(set(found))
 
 
-def _quantize_all(session: Session, model: Model, entries: Sequence[Entry], run: Run) -> list[Lane]:
-    lanes: dict[str, Lane] = {}
-    batches: dict[str | None, list[Entry]] = {}
+def _quantize_all(
+    session: Session, model: Model, entries: Sequence[Entry], run: Run, workers: Where | None
+) -> list[Lane]:
+    works: dict[str, Work] = {}
+    together: dict[str | None, list[str]] = {}  # the recipes of one calibration text
     for entry in entries:
-        batches.setdefault(entry.calibration.hash if entry.calibration else None, []).append(entry)
-    for same in batches.values():
-        jobs = []
-        for entry in same:
-            directory = run.directory / entry.name
-            identity = coordinates_of(session, model, entry.plan, entry.calibration).model_dump()
-            Run.create(directory, "quantize", {"coordinates": identity, "to": entry.target})
-            keep_plan(directory, entry.recipe, entry.plan)
-            jobs.append(Job(entry.plan, directory, exporter_for(entry.target)))
-        ids = same[0].calibration.ids if same[0].calibration else None
-        for entry, lane in zip(same, run_loop(model, jobs, ids, loop_settings(session)), strict=True):
-            lanes[entry.name] = lane
+        directory = run.directory / entry.name
+        identity = coordinates_of(session, model, entry.plan, entry.calibration).model_dump()
+        Run.create(directory, "quantize", {"coordinates": identity, "to": entry.target})
+        keep_plan(directory, entry.recipe, entry.plan)
+        job = Job(entry.plan, directory, exporter_for(entry.target))
+        works[entry.name] = Work(job, entry.calibration.ids if entry.calibration else None)
+        together.setdefault(entry.calibration.hash if entry.calibration else None, []).append(entry.name)
+    settings = loop_settings(session)
+    if workers is not None and workers != Where():
+        return run_spread(model, list(works.values()), settings, workers)
+    lanes: dict[str, Lane] = {}
+    for names in together.values():
+        jobs = [works[name].job for name in names]
+        lanes |= zip(names, run_loop(model, jobs, works[names[0]].ids, settings), strict=True)
     return [lanes[entry.name] for entry in entries]
 
 
 def _measured(
-    session: Session, run: Run, question: Question, done: Sequence[tuple[Entry, Lane]]
+    session: Session, run: Run, question: Question, done: Sequence[tuple[Entry, Lane]], crew: Crew[Any] | None
 ) -> tuple[list[dict[str, Any]], dict[str, Scored]]:
     """The rows of the table, and every candidate's outcomes by its recipe's name."""
     rows, scores = [], {}
     for entry, lane in done:
         candidate = session.model(str(lane.job.directory))
         _record_of(session, question.baseline, entry, lane, verified(lane.job.directory, session))
-        scored = score(question, candidate, seed=session.options.seed)
+        scored = score(question, candidate, seed=session.options.seed, crew=crew)
         rows.append(_row(entry, lane, candidate, scored))
         scores[entry.name] = scored
         run.write_samples(scored.rows, entry.name)

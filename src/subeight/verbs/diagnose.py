@@ -20,6 +20,7 @@ from subeight.evals.scoring import Question, ask, require_same_vocabulary, with_
 from subeight.evals.stats import Interval
 from subeight.models.model import Model
 from subeight.records import UNKNOWN, Coordinates, Run, atomic_write
+from subeight.verbs import forecast
 from subeight.verbs.evaluate import own_record
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, finish
@@ -73,6 +74,10 @@ def diagnose(
     reference = session.model(baseline or guess_baseline(opened))
     require_same_vocabulary(reference, opened)
     case_of = _Opening(session, complaint, opened, reference)
+    if options.dry_run:
+        numbers = {"predicted": forecast.diagnosis(session, reference, case_of.evaluation)}
+        dry = session.record(Coordinates(stack=session.stack.hash), numbers, subject={"candidate": opened.label})
+        return Result(dry, lines=(f"{opened.label} against {reference.label}: predicted, nothing was measured",))
     identity = {
         "candidate": opened.coordinate,
         "baseline": reference.coordinate,

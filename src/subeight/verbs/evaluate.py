@@ -9,12 +9,16 @@ from subeight.evals.tasks import run_tasks
 from subeight.models.footprint import footprint
 from subeight.models.model import Model
 from subeight.records import UNKNOWN, Coordinates, Record, require_comparable
+from subeight.sweep import Where
+from subeight.verbs import forecast
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, finish, where
 
 
-def evaluate(candidate: str, against: str, *, options: Options | None = None) -> Result:
+def evaluate(candidate: str, against: str, *, workers: Where | None = None, options: Options | None = None) -> Result:
     """Measures KL(baseline || candidate), perplexity, agreement and flips, each with an interval, per category.
+
+    `workers` run the text through the blocks, batch by batch; answers are written by this process.
 
     Raises:
         InputError: the candidate was made from another baseline (unless `across` names it), vocabularies differ,
@@ -25,6 +29,10 @@ def evaluate(candidate: str, against: str, *, options: Options | None = None) ->
     baseline, opened = session.model(against), session.model(candidate)
     require_same_vocabulary(baseline, opened)
     evaluation = session.evaluation(baseline)
+    if options.dry_run:
+        numbers = {"predicted": forecast.evaluation(session, baseline, evaluation)}
+        record = session.record(Coordinates(stack=session.stack.hash), numbers, subject={"candidate": opened.label})
+        return Result(record, lines=(f"{opened.label} against {baseline.label} on {evaluation.tokens:,} tokens",))
     coordinates, warnings = candidate_coordinates(opened, baseline, session, evaluation.hash)
     identity = {
         "coordinates": coordinates.model_dump(),
@@ -34,8 +42,9 @@ def evaluate(candidate: str, against: str, *, options: Options | None = None) ->
     }
     with session.run(opened, identity) as run:
         tasks = _tasks(opened, baseline, session)
-        question = ask(baseline, evaluation, session.computing, session.cache, generate=options.generate)
-        scored = score(question, opened, seed=options.seed)
+        with session.crew(workers) as crew:
+            question = ask(baseline, evaluation, session.computing, session.cache, generate=options.generate, crew=crew)
+            scored = score(question, opened, seed=options.seed, crew=crew)
         record = session.record(
             coordinates,
             {**evaluate_numbers(opened, scored), **tasks},

@@ -34,6 +34,7 @@ from subeight.records.progress import progress
 from subeight.sweep import Where, hire
 from subeight.text import Calibration, EvaluationSet
 from subeight.verbs.evaluate import evaluation_settings
+from subeight.verbs.forecast import mapping
 from subeight.verbs.options import Options
 from subeight.verbs.planning import calibration_of, checkpoint_bytes, planned_recipe, predicted, target_of
 from subeight.verbs.quantize import keep_plan, loop_settings, require_full_precision
@@ -41,6 +42,7 @@ from subeight.verbs.session import Result, Session, calibration_settings, finish
 
 FORMATS = ("int8", "int4", "int3", "int2")
 _THOUSAND = 1000
+_ALWAYS = 18  # passes of the whole text that every map needs: the prior, mixtures
 
 
 def map(
@@ -87,7 +89,7 @@ def map(
     with session.run(opened, identity, _candidate_bytes(planned)) as run:
         candidates = _quantized(session, opened, planned, calibration, run)
         text = _samples(session, opened, evaluation, metric)
-        job = _job(session, opened, where(model), places, planned, candidates, text, metric)
+        job = _job(session, opened, where(model), places, planned, candidates, text, metric, workers)
         effort = Effort(share, tuple(parsed.index(format) for format in restored))
         asked = {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
         asked["methods"] = [use.plain() for use in planned[0][0].methods]
@@ -125,20 +127,20 @@ def _job(
     candidates: Sequence[Path],
     text: EvaluationSet,
     metric: str,
+    workers: Where | None,
 ) -> MapJob:
     """What every worker is given."""
     options = session.options
     pairs = zip(candidates, planned, strict=True)
     return MapJob(
         baseline=baseline,
-        candidates=tuple(str(path) for path in candidates),
+        candidates=tuple(str(path.resolve()) for path in candidates),
         gauges=tuple(align(model, Model(path)) if _moves(plan) else None for path, (_, plan) in pairs),
         places=tuple(places),
         rounds=rounds_of(text),
-        computing=replace(session.computing, quiet=True),
+        computing=session.computing_in(workers),
         metric=metric,
         threads=options.threads,
-        max_memory=options.max_memory,
         trust_remote_code=options.trust_remote_code,
     )
 
@@ -204,12 +206,25 @@ def _dry(
 ) -> Result:
     """What the map will take, nothing written; the record has no baseline, whose hash would read every weight."""
     cells, disk = len(places) * len(planned), _candidate_bytes(planned)
-    runs = share * cells * evaluation.tokens * len(model.skeleton.blocks)
-    quantize = sum(predicted(model, recipe, plan, session)["seconds"] for recipe, plan in planned)
-    numbers = {"predicted": {"cells": cells, "block_runs": round(runs), "disk_bytes": disk, "seconds": quantize}}
+    passes = max(
+        share * cells, _ALWAYS + 2 * len(planned) + cells / 32
+    )  # every cell half the blocks, a sixteenth of text
+    runs = passes * evaluation.tokens * len(model.skeleton.blocks)
+    made = [predicted(model, recipe, plan, session) for recipe, plan in planned]
+    quantize = sum(one["seconds"] for one in made)
+    found = mapping(session, model, evaluation.tokens, len(planned), runs)
+    numbers = {
+        "predicted": {
+            "cells": cells,
+            "block_runs": round(runs),
+            "disk_bytes": disk + found["disk_bytes"],
+            "memory_bytes": max(found["memory_bytes"], *(one["memory_bytes"] for one in made)),
+            "seconds": quantize + found["seconds"],
+        }
+    }
     lines = (
         f"{len(places)} places in {len(planned)} formats: {cells:,} cells on {evaluation.tokens:,} tokens, about "
-        f"{runs / _THOUSAND:,.0f} thousand block runs of a token ({share:.0%} of the naive way's).",
+        f"{runs / _THOUSAND:,.0f} thousand block runs of a token ({passes / cells:.0%} of the naive way's).",
         f"Before that the model is quantized in every format: about {quantize:,.0f} s, {human_bytes(disk)} of disk.",
     )
     coordinates = Coordinates(stack=session.stack.hash)

@@ -12,8 +12,8 @@ class Options:
 
     `out` is the run directory (default `runs/<verb>-<model>-<hash>`), `calibration` overrides the recipe's source,
     `evals` are texts or JSONL files (`builtin` is packaged), `eval_tokens` caps them, `generate` is how many prompts
-    are answered greedily by both models, `max_memory` bounds what is gathered at once in bytes, `scratch` keeps
-    activations on disk, `across` names coordinates that may differ on purpose.
+    are answered greedily by both models, `max_memory` bounds what one process holds of weights and activations at once,
+    in bytes, `scratch` keeps activations on disk, `across` names coordinates that may differ on purpose.
     """
 
     out: Path | None = None
@@ -41,3 +41,8 @@ class Options:
     def cache(self) -> Path:
         """Where baselines' hidden states are kept between runs."""
         return cache_directory() / "references"
+
+    @property
+    def states_cache(self) -> Path:
+        """Where states lie, while a verb runs, for which memory has no room and no `scratch` was named."""
+        return cache_directory() / "states"

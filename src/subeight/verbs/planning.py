@@ -1,9 +1,6 @@
 """From a recipe's name to a plan for a model and the calibration text that it asks for; all before a weight is read."""
 
-import time
 from typing import Any
-
-import torch
 
 from subeight.engine.job import CALIBRATION_BATCH
 from subeight.engine.rounding import methods_of, reads_text
@@ -14,6 +11,7 @@ from subeight.models.folds import foldable_groups
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe, load_recipe, resolve
 from subeight.text import Calibration, CalibrationSpec, calibrate
+from subeight.verbs.forecast import product_rate
 from subeight.verbs.options import Options
 from subeight.verbs.session import Session
 
@@ -104,17 +102,6 @@ def _forwards(plan: Plan, sequences: int) -> tuple[float, float]:
     more = {use: method.passes(sequences, CALIBRATION_BATCH) for use, method in uses.items()}
     through_head = sum(more[use] for use, method in uses.items() if method.move == "polish")
     return (3.5 if plan.tap == "sequential" else 2.0) + sum(more.values()), through_head
-
-
-def product_rate(session: Session) -> float:
-    """Multiply-adds of this machine's dtype a second, times two, from one matrix product."""
-    a = torch.ones(1024, 1024, dtype=session.dtype, device=session.device)
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * 1024**3 / best
 
 
 def _block_bytes(model: Model, index: int) -> int:

@@ -100,6 +100,7 @@ def loop_settings(session: Session) -> Settings:
         _hessian_share(options.max_memory),
         options.scratch,
         options.quiet,
+        session.computing.scratch,
     )
 
 

@@ -1,10 +1,11 @@
 """What every verb does around its work: threads, device, precision, the stack, the clock, and the record at the end."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from subeight.errors import InputError, ModelError, OutputError
 from subeight.evals.passes import Computing, context_length
 from subeight.evals.scoring import ANSWER_TOKENS
+from subeight.evals.spread import PassJob
 from subeight.lock.stacks import distributions
 from subeight.models.model import Model, torch_device
 from subeight.models.precision import compute_dtype
@@ -28,7 +30,9 @@ from subeight.records import (
     require_comparable,
     require_space,
 )
+from subeight.records.memory import free_bytes
 from subeight.report import build
+from subeight.sweep import Crew, Where, hire
 from subeight.text import Calibration, EvaluationSet, evaluate_set
 from subeight.verbs.options import Options
 
@@ -67,7 +71,28 @@ class Session:
 
     @property
     def computing(self) -> Computing:
-        return Computing(self.dtype, self.device, self.options.quiet)
+        options = self.options
+        scratch = (options.scratch or options.states_cache).resolve()
+        return Computing(self.dtype, self.device, options.quiet, options.max_memory, scratch)
+
+    def computing_in(self, workers: Where | None) -> Computing:
+        """The same for each of some workers: quiet, and with its part of the memory that is free where none was named.
+
+        How many share a machine of a cluster is not known: as many as this one has processors.
+        """
+        count = 1 if workers is None else workers.workers or (os.cpu_count() or 1 if workers.cluster else 1)
+        room = self.options.max_memory or free_bytes() // (2 * count)
+        return replace(self.computing, quiet=True, max_memory=room)
+
+    @contextmanager
+    def crew(self, workers: Where | None) -> Iterator[Crew[Any] | None]:
+        """Workers that run texts through models, where any are asked for."""
+        if workers is None or workers == Where():
+            yield None
+            return
+        threads, trust = torch.get_num_threads(), self.options.trust_remote_code
+        with hire(PassJob(self.computing_in(workers), threads, trust), workers) as crew:
+            yield crew
 
     @property
     def cache(self) -> Path:

@@ -28,9 +28,10 @@ from subeight.train.learning import Distilled
 from subeight.train.qat import Task, Training, predicted_seconds, train
 from subeight.train.student import Student, student
 from subeight.verbs.evaluate import own_record
+from subeight.verbs.forecast import product_rate
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
-from subeight.verbs.planning import product_rate, target_of
+from subeight.verbs.planning import target_of
 from subeight.verbs.quantize import quantize
 from subeight.verbs.session import Result, Session, finish, finished, where
 

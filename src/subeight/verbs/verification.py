@@ -111,7 +111,7 @@ def _pairs(session: Session, question: Question, tested: _Tested) -> list[Pair]:
         question,
         session.computing,
         metric=found.metric,
-        max_memory=session.options.max_memory,
+        max_memory=session.computing.room // 2,
     )
     groups = [(place.name, place.linears) for place, _ in worst]
     count = len(groups) * (len(groups) + 1) // 2
