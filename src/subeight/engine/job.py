@@ -25,7 +25,8 @@ class Job:
 class Settings:
     """How the loop runs; none of it is part of the recipe, but batch and threads change the last bits.
 
-    `max_memory` bounds the Hessians that are gathered at once, in bytes; `scratch` keeps activations on disk.
+    `max_memory` bounds the Hessians that are gathered at once, in bytes; `scratch` keeps activations on disk;
+    `forced` shows all tokens to every expert of a mixture.
     """
 
     dtype: torch.dtype = torch.float32
@@ -35,6 +36,7 @@ class Settings:
     max_memory: int | None = None
     scratch: Path | None = None
     quiet: bool = False
+    forced: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Text to token batches: sources, chat templates, what is scored, and the hashes that fix it all."""
 
 from subeight.text.batches import Batch, batches
-from subeight.text.calibration import Calibration, CalibrationSpec, calibrate
+from subeight.text.calibration import Calibration, CalibrationSpec, calibrate, further
 from subeight.text.chat import render, template_name
 from subeight.text.coverage import Coverage, compare_coverage, scripts_of
 from subeight.text.documents import read_documents
@@ -21,6 +21,7 @@ __all__ = [
     "calibrate",
     "compare_coverage",
     "evaluate_set",
+    "further",
     "hash_tokens",
     "read_documents",
     "render",
