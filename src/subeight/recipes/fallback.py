@@ -10,6 +10,7 @@ from subeight.recipes.plan import MethodChoice, Plan, Site
 from subeight.recipes.resolve import with_engines
 
 _PLAIN: MethodChoice = ("rtn", {"search": "mse"})
+UNREACHED = "no token of the calibration reaches this expert"
 _KEPT = ("rotation", "diagonal", "polish")  # what does not look at this linear's own inputs
 
 
@@ -36,7 +37,7 @@ def _plain(site: Site, wider: Format | None) -> Site:
     methods = (*kept[:place], _PLAIN, *kept[place:])
     if site.weights.rotated and wider is not None and not wider.rotated:
         wider = None  # its inputs are rotated with it
-    reason = f"{site.reason}; no token of the calibration reaches this expert, so it is rounded to nearest"
+    reason = f"{site.reason}; {UNREACHED}, so it is rounded to nearest"
     if wider is not None and wider.bits(site.linear.shape) > site.weights.bits(site.linear.shape):
         return replace(site, weights=wider, methods=methods, reason=f"{reason}, in {wider} in place of {site.weights}")
     return replace(site, methods=methods, reason=reason)

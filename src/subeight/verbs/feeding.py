@@ -126,13 +126,17 @@ def _numbers(asked: Asked, found: Routes, before: int, short: dict[str, int]) ->
 
 
 def _warnings(asked: Asked, found: Routes, short: dict[str, int]) -> tuple[str, ...]:
+    dry = [name for name, tokens in zip(found.experts, found.tokens.tolist(), strict=True) if not tokens]
+    lines = []
+    if dry:
+        lines.append(f"Calibration reaches {len(dry)} experts with no token ({_named(dry)}): they are rounded plainly.")
     if short:
-        return (
+        lines.append(
             f"{len(short)} of {len(found.experts)} experts stay under the {asked.per_expert} tokens of `per_expert`: "
             f"{_named([f'{name} ({tokens})' for name, tokens in short.items()])}; nothing in the pool reaches them "
-            "often enough. Give a `pool` of text that does, or `forced: true`.",
+            "often enough. Give a `pool` of text that does, or `forced: true`."
         )
-    return ()
+    return tuple(lines)
 
 
 def _named(names: Sequence[str]) -> str:
