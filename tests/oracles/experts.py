@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def routed(hidden: Tensor, router: Tensor, top: int) -> tuple[list[list[int]], list[list[float]]]:
-    """For each token of [tokens, in] the `top` experts and their weights, softmax over all, renormed over the chosen."""
+    """For each token [tokens, in] the `top` experts and their weights: softmax over all, renormed over the chosen."""
     chosen, weights = [], []
     for token in hidden.double():
         scores = torch.softmax(router.double() @ token, 0)
