@@ -2,8 +2,8 @@
 
     python -m benchmarks.moe MODEL [--work DIR] [--threads 1]
 
-MODEL is what `benchmarks/moe_model.py` trains. Calibration is the English prose of the packaged text alone, one kind of
-text as usual; the pool is all of the packaged calibration text; every expert's error, the divergence and the routing are
+MODEL is what `benchmarks/moe_model.py` trains. Calibration is the English prose of the packaged text alone: one kind,
+as usual. The pool is all of the packaged calibration text. Errors of experts, divergence and routing are
 measured on the packaged evaluation text. Cells that lie in `--work` are not made again.
 """
 
