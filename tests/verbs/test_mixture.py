@@ -5,8 +5,11 @@ import json
 import pytest
 
 from subeight.errors import RecipeError
+from subeight.models.model import Model
+from subeight.recipes import load_recipe, resolve
 from subeight.recipes.fallback import UNREACHED
 from subeight.verbs import parity
+from subeight.verbs.allocate import allocate
 from subeight.verbs.evaluate import evaluate
 from subeight.verbs.inspect import inspect
 from subeight.verbs.map import map as mapped
@@ -158,14 +161,27 @@ def test_inspect_shows_the_same_coverage(place):
     assert "What calibration gives each expert" in page
 
 
-def test_a_map_by_expert_has_a_place_for_each(place):
-    result = mapped(
-        str(place / "mixture"),
-        ("int8:g32", "int2:g32"),
-        by="expert",
-        options=options(place, "map", eval_window=24, eval_tokens=200),
-    )
-    places = {one["name"] for one in result.numbers["places"]}
+@pytest.fixture(scope="module")
+def map_by_expert(place):
+    given = options(place, "map", eval_window=24, eval_tokens=200)
+    return mapped(str(place / "mixture"), ("int8:g32", "int2:g32"), by="expert", options=given)
+
+
+def test_a_map_by_expert_has_a_place_for_each(map_by_expert):
+    places = {one["name"] for one in map_by_expert.numbers["places"]}
     assert {f"model.layers.{b}.block_sparse_moe.experts.{e}" for b in (0, 1) for e in range(4)} <= places
-    losses = {(c["place"], c["format"]): c["kl"] for c in result.numbers["cells"] if c["view"] == "damage"}
+    damage = [cell for cell in map_by_expert.numbers["cells"] if cell["view"] == "damage"]
+    losses = {(cell["place"], cell["format"]): cell["kl"] for cell in damage}
     assert losses[STARVED, "int2:g32:sym"] > losses[STARVED, "int8:g32:sym"]
+
+
+@pytest.mark.parametrize(("engine", "mixed"), [("any", True), ("vllm", False)])
+def test_bits_by_expert_are_free_where_no_engine_fuses_them(map_by_expert, place, engine, mixed):
+    result = allocate(
+        str(map_by_expert.directory), "6 bits", engine=engine, options=options(place, f"allocated-{engine}")
+    )
+    got = {choice["place"]: choice["format"] for choice in result.numbers["choices"]}
+    kinds = [{got[f"model.layers.{b}.block_sparse_moe.experts.{e}"] for e in range(4)} for b in (0, 1)]
+    assert any(len(formats) > 1 for formats in kinds) == mixed
+    plan = resolve(load_recipe(str(place / f"allocated-{engine}" / "recipe.yaml")), Model(place / "mixture").linears)
+    assert plan.bits_per_weight <= 6

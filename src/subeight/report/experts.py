@@ -79,7 +79,9 @@ def _logarithm(value: float | None, floor: float) -> float | None:
 
 
 def _said(value: float | None) -> str:
-    return words.DASH if value is None else words.significant(value, 3 if value >= 1 else 2)
+    if value is None:
+        return words.DASH
+    return f"{value:,.0f}" if value == round(value) else words.significant(value, 2)
 
 
 def _ticks(floor: float, above: Sequence[float]) -> dict[str, list[Any]]:
