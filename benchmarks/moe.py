@@ -34,11 +34,11 @@ from subeight.verbs.session import Session
 PER_EXPERT = 256
 BITS = (4, 3)
 TEXT = {"sequences": 16, "length": 256, "seed": 0}
-EVAL_TOKENS = 8192
+EVAL_TOKENS = 4096
 WAYS: dict[str, dict[str, Any] | None] = {
-    "rtn": None,
     "as it comes": {},
     "topped up": {"per_expert": PER_EXPERT, "pool": "builtin"},
+    "rtn": None,
     "forced": {"forced": True},
 }
 
@@ -55,15 +55,14 @@ def main() -> None:
     model = Model(arguments.model)
     arguments.work.mkdir(parents=True, exist_ok=True)
     prose = _prose(arguments.work / "prose.jsonl")
-    cells = [cell(session, model, bits, way, prose, arguments.work) for bits in BITS for way in WAYS]
-    numbers = {
-        "training": json.loads((Path(arguments.model) / "training.json").read_text(encoding="utf-8")),
-        "per_expert": PER_EXPERT,
-        "calibration": TEXT,
-        "eval_tokens": EVAL_TOKENS,
-        "cells": [summary(found, cells) for found in cells],
-    }
-    write_result("moe", numbers, threads=arguments.threads, model=model.coordinate)
+    training = json.loads((Path(arguments.model) / "training.json").read_text(encoding="utf-8"))
+    asked = {"training": training, "per_expert": PER_EXPERT, "calibration": TEXT, "eval_tokens": EVAL_TOKENS}
+    cells: list[dict[str, Any]] = []
+    for bits in BITS:
+        for way in WAYS:
+            cells.append(cell(session, model, bits, way, prose, arguments.work))
+            told = {**asked, "cells": [summary(found, cells) for found in cells]}
+            write_result("moe", told, threads=arguments.threads, model=model.coordinate)
 
 
 def _prose(path: Path) -> Path:
@@ -124,7 +123,9 @@ def summary(found: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any
     numbers = {"bits": found["bits"], "way": found["way"], **_coverage(calibration)}
     numbers |= {"kl": found["kl"], "kl_ci": found["kl_ci"], "categories": found["categories"]}
     numbers["experts"] = {key: inside[key] for key in keys} | {"routing": routing}
-    plain = next(other for other in cells if (other["bits"], other["way"]) == (found["bits"], "rtn"))
+    plain = next((other for other in cells if (other["bits"], other["way"]) == (found["bits"], "rtn")), None)
+    if plain is None:
+        return numbers | {"over_plain_rounding": None}
     errors = {row["expert"]: row["output_error"] for row in plain["experts"]["rows"]}
     judged = [row for row in inside["rows"] if row["tokens"] >= inside["least"] and errors[row["expert"]]]
     ratios = sorted(row["output_error"] / errors[row["expert"]] for row in judged)

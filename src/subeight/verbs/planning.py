@@ -117,7 +117,8 @@ def _forwards(plan: Plan, sequences: int) -> tuple[float, float]:
     uses = {repr(use): build(*use) for site in plan.quantized for use in site.methods}
     more = {use: method.passes(sequences, CALIBRATION_BATCH) for use, method in uses.items()}
     through_head = sum(more[use] for use, method in uses.items() if method.move == "polish")
-    return (3.5 if plan.tap == "sequential" else 2.0) + sum(more.values()), through_head
+    routed = 1.0 if any(site.linear.kind == "expert" for site in plan.sites) else 0.0  # what reaches which is counted
+    return (3.5 if plan.tap == "sequential" else 2.0) + routed + sum(more.values()), through_head
 
 
 def _product_rate(session: Session) -> float:
