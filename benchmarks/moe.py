@@ -58,8 +58,8 @@ def main() -> None:
     training = json.loads((Path(arguments.model) / "training.json").read_text(encoding="utf-8"))
     asked = {"training": training, "per_expert": PER_EXPERT, "calibration": TEXT, "eval_tokens": EVAL_TOKENS}
     cells: list[dict[str, Any]] = []
-    for bits in BITS:
-        for way in WAYS:
+    for way in WAYS:
+        for bits in BITS:
             cells.append(cell(session, model, bits, way, prose, arguments.work))
             told = {**asked, "cells": [summary(found, cells) for found in cells]}
             write_result("moe", told, threads=arguments.threads, model=model.coordinate)

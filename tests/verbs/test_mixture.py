@@ -183,5 +183,7 @@ def test_bits_by_expert_are_free_where_no_engine_fuses_them(map_by_expert, place
     got = {choice["place"]: choice["format"] for choice in result.numbers["choices"]}
     kinds = [{got[f"model.layers.{b}.block_sparse_moe.experts.{e}"] for e in range(4)} for b in (0, 1)]
     assert any(len(formats) > 1 for formats in kinds) == mixed
+    assert mixed or (kinds[0] == kinds[1] and None not in kinds[0]), "checkpoints for vLLM say one format for all"
     plan = resolve(load_recipe(str(place / f"allocated-{engine}" / "recipe.yaml")), Model(place / "mixture").linears)
-    assert plan.bits_per_weight <= 6
+    decided = [site for site in plan.sites if site.linear.block is not None and site.linear.kind != "router"]
+    assert sum(site.bits * site.linear.count for site in decided) / sum(s.linear.count for s in decided) <= 6
