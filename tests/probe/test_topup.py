@@ -36,6 +36,12 @@ def test_an_expert_that_nothing_reaches_is_told_and_stops_nothing():
     assert found.chosen == [0, 1, 2] and found.short == {1: 0}
 
 
+def test_for_an_expert_that_stays_short_only_what_pays_is_taken():
+    pool = torch.tensor([[1, 0], [3, 0], [1, 9], [2, 0], [0, 300]])
+    found = top_up(torch.tensor([0, 0]), pool, 256)
+    assert found.chosen == [4, 1] and found.short == {0: 3}
+
+
 def test_the_most_is_kept():
     found = top_up(torch.tensor([0]), torch.ones(10, 1, dtype=torch.long), 8, most=3)
     assert found.chosen == [0, 1, 2] and found.short == {0: 3}

@@ -155,7 +155,7 @@ def units_of(
 
 
 def _together(place: MapPlace, engine: str) -> str | None:
-    """What a place gets one format with: what the engine fuses, and all experts, of which checkpoints say one format."""
+    """What a place shares its format with: what the engine fuses; all experts, for which checkpoints say one format."""
     if not place.inside or engine not in FUSING:
         return None
     return EXPERTS if place.kind == "expert" else place.fusion

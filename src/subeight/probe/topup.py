@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+WORTH = 0.01  # of the minimum: what a sequence must bring experts that stay short anyhow
+
 
 @dataclass(frozen=True)
 class TopUp:
@@ -26,18 +28,21 @@ def top_up(
 
     `have` are the tokens that the calibration gives each expert, `pool` those that each further sequence would give.
     Each time the sequence is taken that makes up for most of what is missing, where an expert's tokens count up to
-    what it lacks, as a share of `least`; among equals the first. At most `most` sequences are taken.
+    what it lacks; among equals the first. Experts that the whole pool cannot bring there come last, and for them only
+    sequences are taken that bring a hundredth of `least`. At most `most` sequences are taken.
     """
     missing = (least - have).clamp_min(0)
-    free = torch.ones(len(pool), dtype=torch.bool)
+    reachable = have + pool.sum(0) >= least
+    limit = len(pool) if most is None else most
     chosen: list[int] = []
-    while bool(missing.any()) and len(chosen) < (len(pool) if most is None else most):
-        gain = torch.minimum(pool, missing).sum(1).masked_fill(~free, 0)
-        best = int((gain == gain.max()).nonzero()[0]) if len(gain) else -1
-        if best < 0 or not gain[best]:
-            break
-        chosen.append(best)
-        free[best] = False
-        missing = (missing - pool[best]).clamp_min(0)
+    for wanted, worth in ((reachable, 1.0), (~reachable, max(1.0, WORTH * least))):
+        while len(chosen) < limit:
+            gain = torch.minimum(pool, missing * wanted).sum(1)
+            gain[chosen] = 0
+            best = int((gain == gain.max()).nonzero()[0])
+            if gain[best] < worth:
+                break
+            chosen.append(best)
+            missing = (missing - pool[best]).clamp_min(0)
     short = {int(at): least - int(missing[at]) for at in missing.nonzero().flatten()}
     return TopUp(chosen, short)
