@@ -6,6 +6,7 @@ import pytest
 
 from subeight.diagnose.calibration import examine
 from subeight.diagnose.experts import unfed_by_record, unfed_by_text
+from subeight.recipes.fallback import UNREACHED
 from tests.diagnose.calibration_case import case_of, copied, quantized, rows, save_mixture, scale
 
 GPTQ = (
@@ -94,6 +95,7 @@ def test_a_record_names_linears_that_no_token_reached():
     rows = [
         {"name": "a.experts.0.w1", "notes": {"dead": 64}, "output_error": None},
         {"name": "a.experts.1.w1", "notes": {"dead": 3}, "output_error": 0.1},
-        {"name": "a.experts.2.w1", "notes": {}, "output_error": None},
+        {"name": "a.experts.2.w1", "notes": {}, "output_error": None, "reason": "recipe default"},
+        {"name": "a.experts.3.w1", "notes": {}, "output_error": None, "reason": f"recipe default; {UNREACHED}, so"},
     ]
-    assert set(unfed_by_record(rows)) == {"a.experts.0"}
+    assert set(unfed_by_record(rows)) == {"a.experts.0", "a.experts.3"}

@@ -6,7 +6,7 @@ import torch
 
 from subeight.errors import TextError
 from subeight.text import Calibration, CalibrationSpec, calibrate
-from subeight.text.calibration import cut
+from subeight.text.calibration import cut, further
 from subeight.text.tokens import encode
 
 from .conftest import CHATML, make_tokenizer
@@ -137,3 +137,28 @@ def test_errors_name_the_document(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(row), encoding="utf-8")
     with pytest.raises(TextError, match="document 'talk-9': the model's chat template refuses"):
         calibrate(CalibrationSpec(str(tmp_path / "a.jsonl"), 1, 4), tokenizer)
+
+
+def test_further_windows_are_others_of_the_same_draw(tmp_path, plain):
+    source = write_text(tmp_path / "a.txt", 85, plain)
+    made = calibrate(CalibrationSpec(source, 3, 10, seed=1), plain)
+    more = further(CalibrationSpec(source, 3, 10, seed=1), plain, made.ids, 100)
+    every = calibrate(CalibrationSpec(source, 8, 10, seed=1), plain)
+    assert [ids for _, ids in more] == every.ids[3:].tolist()
+    assert further(CalibrationSpec(source, 3, 10, seed=1), plain, made.ids, 2) == more[:2]
+    other = write_text(tmp_path / "b.txt", 45, plain)
+    begun = calibrate(CalibrationSpec(other, 2, 10, seed=1), plain)
+    assert len(further(CalibrationSpec(other, 1, 10), plain, begun.ids, 100)) == 2, "4 windows, of which 2 are known"
+
+
+def test_what_is_added_or_forced_is_another_calibration(tmp_path, plain):
+    source = write_text(tmp_path / "a.txt", 85, plain)
+    made = calibrate(CalibrationSpec(source, 3, 10, seed=1), plain)
+    windows = further(CalibrationSpec(source, 3, 10, seed=1), plain, made.ids, 2)
+    more = made.and_more(windows)
+    assert torch.equal(more.ids[:3], made.ids) and more.ids[3:].tolist() == [ids for _, ids in windows]
+    assert (more.added, len(more.categories)) == (2, 5)
+    forced = made.shown_to_all()
+    assert forced.forced and torch.equal(forced.ids, made.ids)
+    assert len({made.hash, more.hash, forced.hash, more.shown_to_all().hash}) == 4
+    assert more.shown_to_all().added == 2 and made.and_more([]) is made

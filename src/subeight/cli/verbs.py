@@ -83,6 +83,10 @@ def quantize(
     ] = None,
     out: Out = None,
     calibration: Calibration = None,
+    per_expert: Annotated[
+        int | None, typer.Option("--per-expert", min=0, help="tokens that each expert of a mixture is to see")
+    ] = None,
+    pool: Annotated[str | None, typer.Option("--pool", help="text for experts that are short of them")] = None,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
@@ -99,6 +103,8 @@ def quantize(
     options = Options(
         out=out,
         calibration=calibration,
+        per_expert=per_expert,
+        pool=pool,
         seed=seed,
         threads=threads,
         device=device,

@@ -26,6 +26,7 @@ from subeight.models.tap import Gatherer
 from subeight.probe.pairs import Pair
 from subeight.probe.probe import aligned_weight
 from subeight.probe.swaps import Swaps
+from subeight.recipes.fallback import UNREACHED
 
 RARE = 0.1  # of the share of tokens that the failing prompts give it: calibration gave an expert less
 EXPECTED = 16  # tokens that calibration would have given it at the failing prompts' rate; fewer decide nothing
@@ -84,8 +85,8 @@ def members(model: Model) -> dict[str, tuple[str, ...]]:
     """The linears of every expert, by the expert's name."""
     found: dict[str, list[str]] = defaultdict(list)
     for linear in model.linears:
-        if linear.kind == "expert":
-            found[linear.name.rpartition(".")[0]].append(linear.name)
+        if linear.expert is not None:
+            found[linear.expert].append(linear.name)
     return {name: tuple(linears) for name, linears in found.items()}
 
 
@@ -103,7 +104,8 @@ def unfed_by_record(linears: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Experts of which a record of `quantize` says that no token came there."""
     found = {}
     for row in linears:
-        if (row.get("notes") or {}).get("dead") and row.get("output_error") is None:
+        dead = (row.get("notes") or {}).get("dead") and row.get("output_error") is None
+        if dead or UNREACHED in (row.get("reason") or ""):
             found[row["name"].rpartition(".")[0]] = "no token of calibration, its record says"
     return found
 

@@ -26,7 +26,8 @@ class Settings:
     """How the loop runs; none of it is part of the recipe, but batch and threads change the last bits.
 
     `max_memory` bounds the Hessians that are gathered at once, and as well the activations, in bytes: others lie in
-    `states` while the loop runs. `scratch` keeps all of them on disk, where they survive a kill.
+    `states` while the loop runs. `scratch` keeps all of them on disk, where they survive a kill. `forced` shows all
+    tokens to every expert of a mixture.
     """
 
     dtype: torch.dtype = torch.float32
@@ -37,6 +38,7 @@ class Settings:
     scratch: Path | None = None
     quiet: bool = False
     states: Path | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True)

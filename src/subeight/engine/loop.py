@@ -99,12 +99,14 @@ def _stream(
     return DiskStream(settings.scratch / f"stream-{fingerprint(depends_on)}", first, finished)
 
 
-def _tap_of(block: Block, stream: Stream, shell: Shell, exact: tuple[Block, Stream] | None = None) -> Tap:
+def _tap_of(
+    block: Block, stream: Stream, shell: Shell, exact: tuple[Block, Stream] | None = None, *, forced: bool = False
+) -> Tap:
     """Gathers what groups of the block read of the stream; `exact` are the baseline's block and stream beside it."""
 
     def tap(groups: Sequence[InputGroup], wanted: frozenset[str]) -> dict[str, Stats]:
         beside = None if exact is None else (exact[0], exact[1].batches(shell, block.index))
-        return gather(block, groups, stream.batches(shell, block.index), wanted, beside)
+        return gather(block, groups, stream.batches(shell, block.index), wanted, beside, forced=forced)
 
     return tap
 
@@ -158,7 +160,8 @@ def _decide(lane: Lane, block: Block, stream: Stream, shell: Shell, exact: tuple
     """Quantizes a block by what it reads, and by what the baseline reads where that is asked for."""
     if exact is not None and moving(lane.plan, block):
         exact = (_copied(exact[0]), exact[1])  # its states must not depend on whether a run was resumed
-    tap, states = _tap_of(block, stream, shell, exact), _states_of(block, stream, shell, exact)
+    tap = _tap_of(block, stream, shell, exact, forced=lane.settings.forced)
+    states = _states_of(block, stream, shell, exact)
     lane.quantize(block, tap, states, exact=None if exact is None else exact[0])
     block.stored.clear()
 
@@ -219,7 +222,7 @@ def _shared_tap(block: Block, lanes: Sequence[Lane], shell: Shell, stream: Strea
         wanted = frozenset().union(*(needs(lane.plan, [group], moves=True, rounds=True) for lane in lanes)) & GATHERED
         fed += [group] if wanted else []
         union |= wanted
-    tap = _tap_of(block, stream, shell)
+    tap = _tap_of(block, stream, shell, forced=settings.forced)
     if not fed or len(chunks(fed, settings.max_memory or UNLIMITED, union)) > 1:
         return tap
     gathered = tap(fed, union)

@@ -101,7 +101,7 @@ def round_group(
         assert site.weights is not None
         apart = {view.info.name: set_apart(block.original(view), site, stats) for view in views}
         weight = torch.cat([block.original(view) for view in views])  # [sum of rows, in]
-        notes: dict[str, Any] = {}
+        notes: dict[str, Any] = {"tokens": stats.count} if group.is_expert and stats is not None else {}
         generator = generator_of(seed, views[0].info.name)
         rest = torch.cat([_rest(block.original(view), apart[view.info.name]) for view in views])
         rounded = round_weight(rounder_of(site), rest, site.weights, stats, generator, notes)

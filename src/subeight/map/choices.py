@@ -16,6 +16,7 @@ from subeight.map.mapfile import MapFile, MapPlace
 
 KEEP = "keep"
 FUSING = ("vllm", "sglang")  # they load q/k/v and gate/up as one matrix of one format
+EXPERTS = "all experts"
 CostOf = Callable[[MapPlace, str | None], float]
 
 
@@ -40,7 +41,10 @@ class Unit:
 
     @property
     def name(self) -> str:
-        return self.places[0].name if len(self.places) == 1 else str(self.places[0].fusion)
+        if len(self.places) == 1:
+            return self.places[0].name
+        fusions = {place.fusion for place in self.places}
+        return str(self.places[0].fusion) if len(fusions) == 1 else EXPERTS
 
     def at(self, format: str | None) -> int:
         """The number of the option with this format."""
@@ -145,9 +149,16 @@ def units_of(
     """
     groups: dict[str, list[MapPlace]] = {}
     for place in found.places:
-        together = place.fusion if place.fusion and place.inside and engine in FUSING else None
+        together = _together(place, engine)
         groups.setdefault(f"fusion {together}" if together else f"place {place.name}", []).append(place)
     return [_unit(tuple(places), found, engine, pins, forbids, outside, cost) for places in groups.values()]
+
+
+def _together(place: MapPlace, engine: str) -> str | None:
+    """What a place shares its format with: what the engine fuses; all experts, for which checkpoints say one format."""
+    if not place.inside or engine not in FUSING:
+        return None
+    return EXPERTS if place.kind == "expert" else place.fusion
 
 
 def _unit(
@@ -164,7 +175,8 @@ def _unit(
     allowed: list[str | None] = [
         f for f in found.formats if all(f in own for own in losses) and _runs(places, f, engine)
     ]
-    allowed.append(None)
+    if pin is not None or engine not in FUSING or places[0].kind != "expert" or not allowed:
+        allowed.append(None)  # experts in full precision beside quantized linears are loaded by no such engine
     banned = {wish.format for wish in forbids if any(wish.names(place) for place in places)}
     asked = [format for format in allowed if format not in banned]
     if pin is not None:

@@ -78,8 +78,8 @@ def places_of(model: Model, by: str = "group") -> list[Place]:
 def _name(linear: LinearInfo, by: str) -> str:
     if by == "linear":
         return linear.name
-    if by == "expert" and linear.kind == "expert":
-        return linear.name.rpartition(".")[0]
+    if by == "expert" and linear.expert is not None:
+        return linear.expert
     return linear.fusion or linear.name
 
 

@@ -30,6 +30,14 @@ class LinearInfo:
         """How many weights it holds."""
         return self.shape[0] * self.shape[1]
 
+    @property
+    def expert(self) -> str | None:
+        """The expert that it is a part of ("model.layers.3.mlp.experts.7"), however the checkpoint stores it."""
+        if self.kind != "expert":
+            return None
+        parent, _, tail = self.name.rpartition(".")
+        return f"{parent.rpartition('.')[0]}.{tail}" if tail.isdigit() else parent
+
 
 class Decided(Protocol):
     """A linear and what was decided about it: what readers and exporters need to know of a plan's Site."""

@@ -1,6 +1,7 @@
 """Statistics of what the linears of a block read, gathered while the block runs over the calibration batches."""
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext
 from itertools import repeat
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from subeight.models.block import Block
 from subeight.models.calls import Call
 from subeight.models.precision import exact_products
+from subeight.models.routing import shown_to_all
 from subeight.models.stats import Stats, token_counts
 from subeight.models.structure import InputGroup
 from subeight.models.watch import StopForward, Watcher
@@ -70,12 +72,14 @@ def gather(
     batches: Batches,
     needs: Collection[str],
     exact: tuple[Block, Batches] | None = None,
+    *,
+    forced: bool = False,
 ) -> dict[str, Stats]:
     """Runs the block over `batches` and taps `groups`.
 
     `exact`, the baseline's block and its own states of the same text, is what `drift` compares with; without it there
     is none. An expert has none either: its tokens are others there. The forward stops where nothing more is wanted;
-    experts cannot tell who comes last and run to the end.
+    experts cannot tell who comes last and run to the end. With `forced` every expert is shown all tokens.
     """
     beside = exact is not None and "drift" in needs
     wanted = {group.name: set(needs) - (set() if beside and not group.is_expert else {"drift"}) for group in groups}
@@ -84,12 +88,14 @@ def gather(
     others = exact[1] if exact is not None and beside else repeat(None)
     for (hidden, call), other in zip(batches, others, strict=beside):
         baseline = _read(exact[0], shared, *other) if exact is not None and other is not None else {}
-        for name, value in _read(block, groups, hidden, call).items():
+        for name, value in _read(block, groups, hidden, call, forced).items():
             gatherers[name].add(value, baseline.get(name))
     return {name: gatherer.stats() for name, gatherer in gatherers.items()}
 
 
-def _read(block: Block, groups: Sequence[InputGroup], hidden: Tensor, call: Call) -> dict[str, Tensor]:
+def _read(
+    block: Block, groups: Sequence[InputGroup], hidden: Tensor, call: Call, forced: bool = False
+) -> dict[str, Tensor]:
     """What each group reads of one batch, by name."""
     by_weight = {block.weight(view).data_ptr(): group for group in groups for view in group.linears}
     endless = any(group.is_expert for group in groups)
@@ -104,7 +110,7 @@ def _read(block: Block, groups: Sequence[InputGroup], hidden: Tensor, call: Call
             raise StopForward
 
     try:
-        with Watcher(seen):
+        with shown_to_all(block) if forced and endless else nullcontext(), Watcher(seen):
             block(hidden, call)
     except StopForward:
         pass

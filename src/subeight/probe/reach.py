@@ -114,7 +114,7 @@ class Beyond:
         if not group.is_expert or not self.count or self.reach.count >= EXPERT:
             return None
         return {
-            "expert": group.name.rpartition(".")[0],
+            "expert": group.linears[0].info.expert or group.name,
             "block": group.linears[0].info.block,
             "calibration": self.reach.count,
             "evaluation": self.count,

@@ -101,12 +101,27 @@ class Rule(_Strict):
 
 
 class Calibration(_Strict):
-    """The text that the methods see; a coordinate of its own, not part of the recipe's fingerprint."""
+    """The text that the methods see; a coordinate of its own, not part of the recipe's fingerprint.
+
+    Of a mixture of experts: `per_expert` asks for so many tokens for each expert, out of further sequences of the
+    source or of another one (`pool`); `forced` shows every expert all tokens, whatever the router says.
+    """
 
     source: str = "builtin"
     sequences: int = Field(default=32, gt=0)
     length: int = Field(default=512, gt=1)
     seed: int = Field(default=0, ge=0)
+    per_expert: int = Field(default=0, ge=0)
+    pool: str | None = None
+    forced: bool = False
+
+    @model_validator(mode="after")
+    def _pooled(self) -> "Calibration":
+        if self.pool is not None and not self.per_expert:
+            raise ValueError(
+                "a pool feeds experts that are short of `per_expert` tokens; give that too, as per_expert: 256"
+            )
+        return self
 
 
 class Recipe(_Strict):
@@ -114,7 +129,8 @@ class Recipe(_Strict):
 
     `tap` says what the statistics of an InputGroup are taken of: `sequential`, the activations after the groups before
     it were quantized; `parallel`, one tap per block; `exact`, the activations of the baseline itself, in one pass that
-    any number of recipes share. `kv` is how keys and values are stored where the checkpoint runs.
+    any number of recipes share. `kv` is how keys and values are stored where the checkpoint runs, `unreached` a format
+    for experts of a mixture that no calibration token reaches.
     """
 
     name: str = "unnamed"
@@ -124,6 +140,7 @@ class Recipe(_Strict):
     rules: list[Rule] = Field(default_factory=list)
     kv: PolicyText = None
     tap: Tap = "sequential"
+    unreached: FormatText = None
     calibration: Calibration = Field(default_factory=Calibration)
 
     @classmethod
@@ -150,6 +167,7 @@ class Recipe(_Strict):
             }
             for rule in self.rules
         ]
+        unreached = {"unreached": self.unreached} if self.unreached is not None else {}
         return {
             "name": self.name,
             "weights": self.weights,
@@ -158,6 +176,7 @@ class Recipe(_Strict):
             "rules": rules,
             "kv": self.kv,
             "tap": self.tap,
+            **unreached,
             "calibration": self.calibration.model_dump(),
         }
 

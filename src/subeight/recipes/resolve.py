@@ -55,7 +55,7 @@ def resolve(recipe: Recipe, linears: Sequence[LinearInfo], *, engine: str = "any
         raise RecipeError(f"The recipe {recipe.name} quantizes nothing; give it weights, such as `weights: int4:g64`.")
     _require_same_moves(sites)
     _require_same_rotation(sites)
-    sites = _with_engines(sites, engine)
+    sites = with_engines(sites, engine)
     if recipe.kv is not None:
         blocks = {linear.block for linear in linears if linear.block is not None}
         KVPolicy.parse(recipe.kv).require_layers(len(blocks))
@@ -244,7 +244,8 @@ def _mixed_fusions(sites: Sequence[Site], engine: str) -> set[str]:
     return mixed
 
 
-def _with_engines(sites: Sequence[Site], engine: str) -> list[Site]:
+def with_engines(sites: Sequence[Site], engine: str) -> list[Site]:
+    """The sites with the engines that run them; RecipeError where `engine` is named and is not among them."""
     mixed = _mixed_fusions(sites, engine)
     apart = unsayable_together(sites) is not None
     result = []

@@ -1,7 +1,7 @@
 """Text to token batches: sources, chat templates, what is scored, and the hashes that fix it all."""
 
 from subeight.text.batches import Batch, batches
-from subeight.text.calibration import Calibration, CalibrationSpec, calibrate, calibrate_all
+from subeight.text.calibration import Calibration, CalibrationSpec, calibrate, calibrate_all, further
 from subeight.text.chat import render, template_name
 from subeight.text.coverage import Coverage, compare_coverage, scripts_of
 from subeight.text.documents import read_documents
@@ -22,6 +22,7 @@ __all__ = [
     "calibrate_all",
     "compare_coverage",
     "evaluate_set",
+    "further",
     "hash_tokens",
     "read_documents",
     "render",

@@ -7,8 +7,9 @@ the same ones.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -48,16 +49,73 @@ class Calibration:
     seed: int
     hash: str
     categories: list[str]  # one a sequence
+    added: int = 0  # of the sequences, so many at the end were added for the sake of starved experts
+    forced: bool = False  # every expert of a mixture sees all tokens
 
     @classmethod
-    def of(cls, ids: torch.Tensor, source: str, seed: int, categories: Sequence[str]) -> "Calibration":
+    def of(
+        cls, ids: torch.Tensor, source: str, seed: int, categories: Sequence[str], *, forced: bool = False
+    ) -> "Calibration":
         """A calibration of ready ids, as the engine makes of the model's own samples."""
-        settings = {"source": name_of(NAMES[0] if source == BUILTIN else source), "seed": seed}
-        return cls(ids, source, seed, hash_tokens(ids.tolist(), settings=settings), list(categories))
+        settings: dict[str, Any] = {"source": name_of(NAMES[0] if source == BUILTIN else source), "seed": seed}
+        if forced:
+            settings["forced"] = True
+        fingerprint = hash_tokens(ids.tolist(), settings=settings)
+        return cls(ids, source, seed, fingerprint, list(categories), forced=forced)
+
+    def and_more(self, windows: Sequence[tuple[str, list[int]]]) -> "Calibration":
+        """This calibration with further windows of (category, ids) behind its own."""
+        if not windows:
+            return self
+        ids = torch.cat([self.ids, torch.tensor([ids for _, ids in windows], dtype=torch.int64)])
+        names = [*self.categories, *(name for name, _ in windows)]
+        made = Calibration.of(ids, self.source, self.seed, names, forced=self.forced)
+        return replace(made, added=self.added + len(windows))
+
+    def shown_to_all(self) -> "Calibration":
+        """The same text, of which every expert sees all tokens: another calibration."""
+        made = Calibration.of(self.ids, self.source, self.seed, self.categories, forced=True)
+        return replace(made, added=self.added)
 
 
 def calibrate(spec: CalibrationSpec, tokenizer: Tokenizer) -> Calibration:
     """Reads, tokenizes and draws the windows that `spec` asks for, without replacement."""
+    windows, streams = _windows(spec, tokenizer, spec.sequences)
+    if _count(windows) < spec.sequences:
+        raise TextError(_too_short(spec, streams, _count(windows)))
+    return _drawn(windows, spec, spec.sequences)
+
+
+def calibrate_all(source: str, length: int, seed: int, tokenizer: Tokenizer) -> Calibration:
+    """Every window of `length` tokens that the text has, in the order that `calibrate` would draw them."""
+    spec = CalibrationSpec(source, 1, length, seed)
+    windows, streams = _windows(spec, tokenizer, 1)
+    if not _count(windows):
+        raise TextError(_too_short(spec, streams, 0))
+    return _drawn(windows, spec, _count(windows))
+
+
+def _drawn(windows: dict[str, list[list[int]]], spec: CalibrationSpec, count: int) -> Calibration:
+    drawn = list(islice(_draw(windows, spec.seed), count))
+    ids = torch.tensor([window for _, window in drawn], dtype=torch.int64)
+    return Calibration.of(ids, spec.source, spec.seed, [name for name, _ in drawn])
+
+
+def further(spec: CalibrationSpec, tokenizer: Tokenizer, taken: torch.Tensor, most: int) -> list[tuple[str, list[int]]]:
+    """Up to `most` more windows of `spec.source` that are not among `taken` [sequences, length], with categories.
+
+    Windows half-way between others count too where the packaged text runs out.
+    """
+    windows, _ = _windows(spec, tokenizer, most + len(taken))
+    known = {tuple(row) for row in taken.tolist()}
+    return list(islice((one for one in _draw(windows, spec.seed) if tuple(one[1]) not in known), most))
+
+
+Windows = dict[str, list[list[int]]]
+
+
+def _windows(spec: CalibrationSpec, tokenizer: Tokenizer, wanted: int) -> tuple[Windows, dict[str, list[int]]]:
+    """All windows of the text by category, and the text itself as rows of ids."""
     if spec.source == SELF:
         raise TextError(
             "`self` is text that the model samples, not text to read: "
@@ -71,29 +129,11 @@ def calibrate(spec: CalibrationSpec, tokenizer: Tokenizer) -> Calibration:
         )
     streams = streams_of(read_documents(spec.source, part="calibration"), tokenizer)
     windows = {name: cut(stream, spec.length, prefix) for name, stream in streams.items()}
-    if spec.source in (BUILTIN, *NAMES) and _count(windows) < spec.sequences:
+    if spec.source in (BUILTIN, *NAMES) and _count(windows) < wanted:
         # to a tokenizer of longer tokens the packaged text is short: windows half-way between help out
         for name, stream in streams.items():
             windows[name] += cut(stream[spec.length // 2 :], spec.length, prefix)
-    if _count(windows) < spec.sequences:
-        raise TextError(_too_short(spec, streams, _count(windows)))
-    return _drawn(spec, windows)
-
-
-def calibrate_all(source: str, length: int, seed: int, tokenizer: Tokenizer) -> Calibration:
-    """Every window of `length` tokens that the text has, in the order that `calibrate` would draw them."""
-    streams = streams_of(read_documents(source, part="calibration"), tokenizer)
-    windows = {name: cut(stream, length, prefix_of(tokenizer)) for name, stream in streams.items()}
-    spec = CalibrationSpec(source, max(_count(windows), 1), length, seed)
-    if not _count(windows):
-        raise TextError(_too_short(spec, streams, 0))
-    return _drawn(spec, windows)
-
-
-def _drawn(spec: CalibrationSpec, windows: dict[str, list[list[int]]]) -> Calibration:
-    drawn = list(islice(_draw(windows, spec.seed), spec.sequences))
-    ids = torch.tensor([window for _, window in drawn], dtype=torch.int64)
-    return Calibration.of(ids, spec.source, spec.seed, [name for name, _ in drawn])
+    return windows, streams
 
 
 def cut(stream: list[int], length: int, prefix: list[int]) -> list[list[int]]:
@@ -134,7 +174,7 @@ def _whole(document: Document, tokenizer: Tokenizer) -> list[int]:
     return render([*document.messages, *reply], tokenizer, add_generation_prompt=False)
 
 
-def _draw(windows: dict[str, list[list[int]]], seed: int) -> Iterator[tuple[str, list[int]]]:
+def _draw(windows: Windows, seed: int) -> Iterator[tuple[str, list[int]]]:
     """One window of each category in turn, until all are out."""
 
     waiting = {name: _shuffle(len(rows), f"{seed}\n{name}") for name, rows in windows.items()}
@@ -149,7 +189,7 @@ def _shuffle(count: int, salt: str) -> list[int]:
     return sorted(range(count), key=lambda number: hashlib.sha256(f"{salt}\n{number}".encode()).digest())
 
 
-def _count(windows: dict[str, list[list[int]]]) -> int:
+def _count(windows: Windows) -> int:
     return sum(len(rows) for rows in windows.values())
 
 

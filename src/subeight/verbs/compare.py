@@ -23,9 +23,10 @@ from subeight.records import Coordinates, Run, peak_rss_bytes, require_comparabl
 from subeight.sweep import Crew, Where
 from subeight.text import Calibration
 from subeight.verbs.evaluate import evaluate_numbers, evaluation_settings
+from subeight.verbs.feeding import feed
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
-from subeight.verbs.planning import calibration_of, planned, predicted, target_of
+from subeight.verbs.planning import planned, predicted, target_of
 from subeight.verbs.quantize import (
     coordinates_of,
     keep_plan,
@@ -102,9 +103,10 @@ def _entry(session: Session, model: Model, name: str, shared: bool) -> Entry:
             f"The recipe {name} is called {recipe.name!r}, which cannot name a directory; use letters, digits, '.', "
             "'_' and '-'."
         )
+    fed = feed(session, model, recipe, plan)
+    plan, calibration = fed.plan, fed.calibration
     target = target_of(plan)
     exporter_for(target).require(plan.sites)
-    calibration = calibration_of(session, model, recipe, plan)
     forecast = predicted(model, recipe, plan, session, dense=target == "dense")
     return Entry(recipe, plan, target, calibration, forecast)
 

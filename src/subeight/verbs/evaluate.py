@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from subeight.errors import InputError, RecordError
-from subeight.evals.scoring import Scored, ask, require_same_vocabulary, score
+from subeight.errors import InputError, ModelError, RecordError
+from subeight.evals.experts import expert_numbers
+from subeight.evals.scoring import Question, Scored, ask, require_same_vocabulary, score
 from subeight.evals.tasks import run_tasks
+from subeight.models.align import require_alike
 from subeight.models.footprint import footprint
 from subeight.models.model import Model
+from subeight.probe.routing import is_mixture
 from subeight.records import UNKNOWN, Coordinates, Record, require_comparable
 from subeight.sweep import Where
 from subeight.verbs import forecast
@@ -45,9 +48,10 @@ def evaluate(candidate: str, against: str, *, workers: Where | None = None, opti
         with session.crew(workers) as crew:
             question = ask(baseline, evaluation, session.computing, session.cache, generate=options.generate, crew=crew)
             scored = score(question, opened, seed=options.seed, crew=crew)
+        experts = _experts(baseline, opened, question, session)
         record = session.record(
             coordinates,
-            {**evaluate_numbers(opened, scored), **tasks},
+            {**evaluate_numbers(opened, scored), **tasks, **({"experts": experts} if experts else {})},
             subject={
                 "candidate": opened.label,
                 "baseline": baseline.label,
@@ -58,6 +62,17 @@ def evaluate(candidate: str, against: str, *, workers: Where | None = None, opti
         )
         run.write_samples(scored.rows)
         return finish(run, record, (sentence(opened.label, record.numbers),))
+
+
+def _experts(baseline: Model, candidate: Model, question: Question, session: Session) -> dict[str, Any] | None:
+    """What happened inside a mixture of experts; None for other models, and for two that are not of one shape."""
+    if not is_mixture(baseline) or candidate.coordinate == baseline.coordinate:
+        return None
+    try:
+        require_alike(baseline, candidate)
+    except ModelError:
+        return None
+    return expert_numbers(baseline, candidate, question.sequences, session.computing, seed=session.options.seed)
 
 
 def _tasks(candidate: Model, baseline: Model, session: Session) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from subeight.models.model import Model
 from subeight.probe.coverage import coverage
 from subeight.records import Coordinates
 from subeight.text import Calibration, CalibrationSpec, calibrate
+from subeight.verbs.feeding import coverage_of
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, calibration_settings, finish
 
@@ -32,6 +33,7 @@ def inspect(model: str, *, options: Options | None = None, compare_text: bool = 
     with session.run(opened, {"coordinates": coordinates.model_dump()}) as run:
         computing = session.computing
         numbers = x_ray(opened, calibration.ids, dtype=computing.dtype, device=computing.device, quiet=computing.quiet)
+        numbers["experts"] = coverage_of(session, opened, calibration)
         numbers["coverage"] = None
         if evaluation is not None:
             numbers["coverage"] = coverage(

@@ -34,9 +34,10 @@ from subeight.records.progress import progress
 from subeight.sweep import Where, hire
 from subeight.text import Calibration, EvaluationSet
 from subeight.verbs.evaluate import evaluation_settings
+from subeight.verbs.feeding import feed
 from subeight.verbs.forecast import mapping
 from subeight.verbs.options import Options
-from subeight.verbs.planning import calibration_of, checkpoint_bytes, planned_recipe, predicted, target_of
+from subeight.verbs.planning import checkpoint_bytes, planned_recipe, predicted, target_of
 from subeight.verbs.quantize import keep_plan, loop_settings, require_full_precision
 from subeight.verbs.session import Result, Session, calibration_settings, finish, where
 
@@ -74,7 +75,7 @@ def map(
     require_full_precision(opened)
     places = places_of(opened, by)
     planned = [_planned(opened, load_recipe(recipe), format, places, session.options) for format in parsed]
-    calibration = calibration_of(session, opened, *planned[0])
+    calibration = feed(session, opened, *planned[0]).calibration
     evaluation = session.evaluation(opened)
     if options.dry_run:
         return _dry(session, opened, places, planned, evaluation, share)
@@ -250,7 +251,7 @@ def _quantized(
         Run.create(directory, "quantize", {"plan": plan.fingerprint, "calibration": calibration and calibration.hash})
         keep_plan(directory, recipe, plan)
         jobs.append(Job(plan, directory, exporter_for(target_of(plan))))
-    settings = replace(loop_settings(session), dtype=compute_dtype("auto", session.device))
+    settings = replace(loop_settings(session, calibration), dtype=compute_dtype("auto", session.device))
     run_loop(model, jobs, None if calibration is None else calibration.ids, settings)
     return [job.directory for job in jobs]
 

@@ -11,6 +11,7 @@ class Options:
     """How a verb runs and on what text; what is None follows from the subject.
 
     `out` is the run directory (default `runs/<verb>-<model>-<hash>`), `calibration` overrides the recipe's source,
+    `per_expert` and `pool` what it says of starved experts,
     `evals` are texts or JSONL files (`builtin` is packaged), `eval_tokens` caps them, `generate` is how many prompts
     are answered greedily by both models, `max_memory` bounds what one process holds of weights and activations at once,
     in bytes, `scratch` keeps activations on disk, `across` names coordinates that may differ on purpose.
@@ -18,6 +19,8 @@ class Options:
 
     out: Path | None = None
     calibration: str | None = None
+    per_expert: int | None = None
+    pool: str | None = None
     evals: tuple[str, ...] = ("builtin",)
     eval_tokens: int | None = None
     eval_window: int = 512

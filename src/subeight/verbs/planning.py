@@ -5,10 +5,12 @@ from typing import Any
 from subeight.engine.job import CALIBRATION_BATCH
 from subeight.engine.rounding import methods_of, reads_text
 from subeight.engine.selfcalibration import sample_self
+from subeight.errors import RecipeError
 from subeight.evals.passes import context_length
 from subeight.methods.base import build
 from subeight.models.folds import foldable_groups
 from subeight.models.model import Model
+from subeight.recipes import Calibration as Asked
 from subeight.recipes import Plan, Recipe, load_recipe, resolve
 from subeight.text import Calibration, CalibrationSpec, calibrate
 from subeight.verbs.forecast import product_rate
@@ -34,11 +36,23 @@ def planned_recipe(
         changed["source"] = options.calibration
     if options.seed:  # 0 says nothing: the recipe's own seed holds
         changed["seed"] = options.seed
-    recipe = recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update=changed)})
+    if options.per_expert is not None:
+        changed["per_expert"] = options.per_expert
+    if options.pool is not None:
+        changed["pool"] = options.pool
+    asked = recipe.calibration.model_copy(update=changed)
+    if asked.pool is not None and not asked.per_expert:
+        raise RecipeError("--pool feeds experts that are short of --per-expert tokens; give that too, such as 256.")
+    recipe = recipe.model_copy(update={"calibration": asked})
     plan = resolve(recipe, model.linears, engine=engine)
     if any(method.move == "move" for site in plan.quantized for method in methods_of(site)):
         plan = resolve(recipe, model.linears, engine=engine, foldable=foldable_groups(model))
     return recipe, plan
+
+
+def length_of(asked: Asked, model: Model) -> int:
+    """Tokens of a sequence of the recipe's calibration, as the model takes them."""
+    return min(asked.length, context_length(model))
 
 
 def calibration_of(session: Session, model: Model, recipe: Recipe, plan: Plan) -> Calibration | None:
@@ -49,7 +63,7 @@ def calibration_of(session: Session, model: Model, recipe: Recipe, plan: Plan) -
     asked = recipe.calibration
     if not reads_text(plan) or (asked.source == "self" and session.options.dry_run):
         return None
-    spec = CalibrationSpec(asked.source, asked.sequences, min(asked.length, context_length(model)), asked.seed)
+    spec = CalibrationSpec(asked.source, asked.sequences, length_of(asked, model), asked.seed)
     if asked.source == "self":
         return sample_self(model, spec, session.computing, yes=session.options.yes)
     return calibrate(spec, model.tokenizer())
@@ -74,7 +88,7 @@ def checkpoint_bytes(plan: Plan, *, dense: bool) -> int:
 def predicted(model: Model, recipe: Recipe, plan: Plan, session: Session, *, dense: bool = False) -> dict[str, Any]:
     """What a quantization will take: seconds from a measured product on this machine, memory and disk from sizes."""
     asked = recipe.calibration
-    tokens = asked.sequences * min(asked.length, context_length(model)) if reads_text(plan) else 0
+    tokens = asked.sequences * length_of(asked, model) if reads_text(plan) else 0
     rate = product_rate(session)
     weights = sum(site.linear.count for site in plan.sites if site.linear.block is not None)
     width = max(site.linear.shape[1] for site in plan.quantized)
@@ -101,7 +115,8 @@ def _forwards(plan: Plan, sequences: int) -> tuple[float, float]:
     uses = {repr(use): build(*use) for site in plan.quantized for use in site.methods}
     more = {use: method.passes(sequences, CALIBRATION_BATCH) for use, method in uses.items()}
     through_head = sum(more[use] for use, method in uses.items() if method.move == "polish")
-    return (3.5 if plan.tap == "sequential" else 2.0) + sum(more.values()), through_head
+    routed = 1.0 if any(site.linear.kind == "expert" for site in plan.sites) else 0.0  # what reaches which is counted
+    return (3.5 if plan.tap == "sequential" else 2.0) + routed + sum(more.values()), through_head
 
 
 def _block_bytes(model: Model, index: int) -> int:

@@ -10,10 +10,12 @@ from subeight.engine.lane import Lane
 from subeight.engine.loop import run as run_loop
 from subeight.errors import ModelError
 from subeight.export import exporter_for
+from subeight.export.checkpoint import Exporter
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe
 from subeight.records import Coordinates, atomic_write
 from subeight.text import Calibration
+from subeight.verbs.feeding import feed, with_outcomes
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
 from subeight.verbs.planning import calibration_of, planned, predicted, target_of
@@ -42,13 +44,13 @@ def quantize(
     opened = session.model(model)
     require_full_precision(opened)
     chosen, plan = planned(opened, recipe, options, engine=engine)
-    to = to or target_of(plan)
-    exporter = exporter_for(to)
-    exporter.require(plan.sites)
-    calibration = calibration_of(session, opened, chosen, plan)
+    to, _ = _target(asked_to := to, plan)
     forecast = predicted(opened, chosen, plan, session, dense=to == "dense")
     if options.dry_run:
-        return _dry(session, opened, plan, forecast, calibration)
+        return _dry(session, opened, plan, forecast, calibration_of(session, opened, chosen, plan))
+    fed = feed(session, opened, chosen, plan, engine)
+    plan, calibration = fed.plan, fed.calibration
+    to, exporter = _target(asked_to, plan)
     coordinates = coordinates_of(session, opened, plan, calibration)
     identity = {"coordinates": coordinates.model_dump(), "to": to, "batch": CALIBRATION_BATCH}
     with session.run(opened, identity, forecast["disk_bytes"]) as run:
@@ -56,11 +58,14 @@ def quantize(
             return before
         keep_plan(run.directory, chosen, plan)
         ids = None if calibration is None else calibration.ids
-        (lane,) = run_loop(opened, [Job(plan, run.directory, exporter)], ids, loop_settings(session))
+        (lane,) = run_loop(opened, [Job(plan, run.directory, exporter)], ids, loop_settings(session, calibration))
         parity = verified(run.directory, session)
         record = session.record(
             coordinates,
-            quantize_numbers(plan, lane, run.directory, parity, forecast),
+            {
+                **quantize_numbers(plan, lane, run.directory, parity, forecast),
+                "experts": with_outcomes(fed.experts, plan, lane.outcomes()),
+            },
             subject={
                 "model": opened.label,
                 "recipe": chosen.name,
@@ -68,7 +73,7 @@ def quantize(
                 "paths": {"model": where(model)},
             },
             settings={**calibration_settings(calibration), "to": to, "engine": engine, "batch": CALIBRATION_BATCH},
-            warnings=warnings_of(lane),
+            warnings=[*fed.warnings, *warnings_of(lane)],
         )
         lines = (f"{opened.label} at {plan.bits_per_weight:.3f} bits per weight in {run.directory}",)
         result = finish(run, record, lines)
@@ -89,7 +94,14 @@ def coordinates_of(
     )
 
 
-def loop_settings(session: Session) -> Settings:
+def _target(to: str | None, plan: Plan) -> tuple[str, Exporter]:
+    """The target that was asked for, or the one that a plan's checkpoint is stored as; it can hold the plan."""
+    exporter = exporter_for(to or target_of(plan))
+    exporter.require(plan.sites)
+    return exporter.name, exporter
+
+
+def loop_settings(session: Session, calibration: Calibration | None = None) -> Settings:
     """How the loop runs, as the options say."""
     options = session.options
     return Settings(
@@ -101,6 +113,7 @@ def loop_settings(session: Session) -> Settings:
         options.scratch,
         options.quiet,
         session.computing.scratch,
+        forced=calibration is not None and calibration.forced,
     )
 
 

@@ -234,5 +234,7 @@ def calibration_settings(calibration: Calibration | None) -> dict[str, Any]:
             "sequences": calibration.ids.shape[0],
             "length": calibration.ids.shape[1],
             "seed": calibration.seed,
+            **({"added": calibration.added} if calibration.added else {}),
+            **({"forced": True} if calibration.forced else {}),
         }
     }

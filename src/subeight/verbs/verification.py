@@ -25,7 +25,8 @@ from subeight.probe.probe import Probe
 from subeight.records import Run, fingerprint
 from subeight.records.progress import progress
 from subeight.text import EvaluationSet, Sample, evaluate_set
-from subeight.verbs.planning import calibration_of, planned_recipe, target_of
+from subeight.verbs.feeding import feed
+from subeight.verbs.planning import planned_recipe, target_of
 from subeight.verbs.quantize import keep_plan, loop_settings
 from subeight.verbs.session import Session
 
@@ -83,13 +84,14 @@ def _tested(session: Session, question: Question, decision: Decision, run: Run, 
     """Quantizes by the decision's recipe, and measures."""
     model = question.baseline
     recipe, plan = planned_recipe(model, decision.recipe, session.options, engine=decision.engine)
+    fed = feed(session, model, recipe, plan, decision.engine)
+    plan, calibration = fed.plan, fed.calibration
     exporter = exporter_for(target_of(plan))
     exporter.require(plan.sites)
-    calibration = calibration_of(session, model, recipe, plan)
     directory = run.directory / name
     Run.create(directory, "quantize", {"plan": plan.fingerprint, "calibration": calibration and calibration.hash})
     keep_plan(directory, recipe, plan)
-    settings = replace(loop_settings(session), dtype=compute_dtype("auto", session.device))
+    settings = replace(loop_settings(session, calibration), dtype=compute_dtype("auto", session.device))
     run_loop(model, [Job(plan, directory, exporter)], None if calibration is None else calibration.ids, settings)
     candidate = session.model(str(directory))
     return _Tested(decision, directory, candidate, measure(question, candidate, decision.found.metric))

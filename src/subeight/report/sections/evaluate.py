@@ -1,7 +1,7 @@
 """`evaluate`: candidates measured against their baseline, token by token."""
 
 from subeight.records import Record
-from subeight.report import facts, scores, words
+from subeight.report import experts, facts, scores, words
 from subeight.report.markup import Html, Node, code, join
 from subeight.report.section import Picture, Section, Tile
 
@@ -24,7 +24,12 @@ def draw(records: list[Record]) -> list[Section]:
     of = f": {words.shortened(rows[0].label, 28)}" if len(rows) == 1 else ""
     content: list[Html | Picture] = [scores.intro_of(rows), scores.table_of(rows, None)]
     against = Section(f"Against the baseline{of}", content)
-    return [against, *scores.by_text(rows, of), *scores.tail(rows, of)]
+    inside = [section for record, row in zip(records, rows, strict=True) for section in _inside(record, row)]
+    return [against, *scores.by_text(rows, of), *inside, *scores.tail(rows, of)]
+
+
+def _inside(record: Record, row: facts.Candidate) -> list[Section]:
+    return experts.damage(record.numbers, f": {words.shortened(row.label, 28)}")
 
 
 def _rows(records: list[Record]) -> list[facts.Candidate]:

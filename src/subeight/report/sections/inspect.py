@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from subeight.records import Record
-from subeight.report import facts, figures, words
+from subeight.report import experts, facts, figures, words
 from subeight.report.facts import Layer
 from subeight.report.markup import Column, Html, Node, bullets, code, folded, prose, table, tag
 from subeight.report.section import Picture, Section, Tile
@@ -33,6 +33,7 @@ def draw(records: list[Record]) -> list[Section]:
         found += [
             *_weights(linears),
             *_inputs(inputs),
+            *experts.coverage(record.numbers),
             *_coverage(facts.mapping(record.numbers.get("coverage"))),
         ]
     return found

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from subeight.records import Record
-from subeight.report import facts, figures, words
+from subeight.report import experts, facts, figures, words
 from subeight.report.markup import Column, Html, Node, code, folded, join, table, tag
 from subeight.report.section import Picture, Section, Tile
 
@@ -47,7 +47,8 @@ def draw(records: list[Record]) -> list[Section]:
     for record in records:
         of = f": {words.shortened(facts.label_of(record))}" if len(records) > 1 else ""
         linears = facts.mappings(record.numbers.get("linears"))
-        found += [*_errors(linears, of), *_plan(linears, of), *_written(record, of)]
+        found += [*_errors(linears, of), *experts.coverage(record.numbers, of)]
+        found += [*_plan(linears, of), *_written(record, of)]
     return found
 
 
