@@ -199,7 +199,7 @@ def compare(
 
 def export(
     checkpoint: Name,
-    to: Annotated[str, typer.Option("--to", help="compressed-tensors, subeight or dense")] = "dense",
+    to: Annotated[str, typer.Option("--to", help="compressed-tensors, subeight, dense or gguf")] = "dense",
     out: Out = None,
     threads: Threads = None,
     quiet: Quiet = False,
