@@ -76,7 +76,7 @@ def quantize(
     engine: Annotated[str, typer.Option("--engine", help="vllm, sglang, transformers, gguf or any")] = "any",
     to: Annotated[
         str | None,
-        typer.Option("--to", help="compressed-tensors, subeight or dense; the first that holds the recipe"),
+        typer.Option("--to", help="compressed-tensors, subeight, dense or gguf; the first that holds the recipe"),
     ] = None,
     out: Out = None,
     calibration: Calibration = None,

@@ -19,7 +19,7 @@ from torch import Tensor
 from subeight.errors import FormatError, OutputError
 from subeight.export.checkpoint import TEMPORARY, is_full, no_space, publish
 from subeight.export.gguf_architectures import Array, Family, describe, extra_tensors, family_of, laid_out
-from subeight.export.gguf_vocabulary import write_vocabulary
+from subeight.export.gguf_vocabulary import require_vocabulary, write_vocabulary
 from subeight.formats import QTensor
 from subeight.formats.ggml import block_bytes, block_type, unsayable_blocks
 from subeight.models.linear_info import Decided
@@ -57,6 +57,7 @@ class Placed:
 def require_gguf(model: Model, sites: tuple[Decided, ...]) -> Family:
     """Raises OutputError, before anything is quantized, for a model or a plan that a GGUF file cannot hold."""
     family = family_of(model.config, list(model.skeleton.model.state_dict()))
+    require_vocabulary(model.tokenizer(), model.config.vocab_size)
     for site in sites:
         if site.apart:
             raise _refusal(site.linear.name, "values set apart have no place there; leave outliers and lowrank out")

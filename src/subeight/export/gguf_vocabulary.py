@@ -39,6 +39,12 @@ class Vocabulary:
     space_prefix: bool | None = None
 
 
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """Raises OutputError where llama.cpp would cut text into other tokens."""
+    vocabulary(tokenizer, size)
+    _added(tokenizer)
+
+
 def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int, config: str) -> None:
     """Writes tokens, merges, special tokens and the chat template; `size` rows has the embedding.
 

@@ -9,11 +9,12 @@ from subeight.engine.job import CALIBRATION_BATCH, Job, Settings
 from subeight.engine.lane import Lane
 from subeight.engine.loop import run as run_loop
 from subeight.errors import ModelError
-from subeight.export import exporter_for
+from subeight.export import GGUF, exporter_for, require_gguf
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe
 from subeight.records import Coordinates, atomic_write
 from subeight.text import Calibration
+from subeight.verbs.ggufs import gguf_file
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
 from subeight.verbs.planning import calibration_of, planned, predicted, target_of
@@ -31,7 +32,8 @@ def quantize(
     """Quantizes `model` by `recipe` (a shipped name or a YAML file) into a checkpoint directory.
 
     The directory is `options.out`; killed at any point, the same call resumes. What was written is loaded by plain
-    transformers in a fresh process and its logits compared with what the loop computed.
+    transformers in a fresh process and its logits compared with what the loop computed. With `to="gguf"` the file
+    `model.gguf`, for llama.cpp, is written beside the checkpoint.
 
     Raises:
         InputError: anything that the user can mend (model, recipe, text, directory, disk).
@@ -42,7 +44,9 @@ def quantize(
     opened = session.model(model)
     require_full_precision(opened)
     chosen, plan = planned(opened, recipe, options, engine=engine)
-    to = to or target_of(plan)
+    if GGUF in (engine, to):
+        require_gguf(opened, plan.sites)
+    asked, to = to, target_of(plan) if to in (None, GGUF) else to
     exporter = exporter_for(to)
     exporter.require(plan.sites)
     calibration = calibration_of(session, opened, chosen, plan)
@@ -50,7 +54,7 @@ def quantize(
     if options.dry_run:
         return _dry(session, opened, plan, forecast, calibration)
     coordinates = coordinates_of(session, opened, plan, calibration)
-    identity = {"coordinates": coordinates.model_dump(), "to": to, "batch": CALIBRATION_BATCH}
+    identity = {"coordinates": coordinates.model_dump(), "to": asked or to, "batch": CALIBRATION_BATCH}
     with session.run(opened, identity, forecast["disk_bytes"]) as run:
         if before := finished(run, [run.directory]):
             return before
@@ -58,9 +62,17 @@ def quantize(
         ids = None if calibration is None else calibration.ids
         (lane,) = run_loop(opened, [Job(plan, run.directory, exporter)], ids, loop_settings(session))
         parity = verified(run.directory, session)
+        numbers = quantize_numbers(plan, lane, run.directory, parity, forecast)
+        warnings = warnings_of(lane)
+        lines = [f"{opened.label} at {plan.bits_per_weight:.3f} bits per weight in {run.directory}"]
+        if asked == GGUF:
+            file = gguf_file(session.model(str(run.directory)), plan, run.directory, session)
+            numbers["gguf"] = {**file.numbers, "file": str(file.path)}
+            warnings += file.warnings
+            lines.append(f"for llama.cpp: {file.path}")
         record = session.record(
             coordinates,
-            quantize_numbers(plan, lane, run.directory, parity, forecast),
+            numbers,
             subject={
                 "model": opened.label,
                 "recipe": chosen.name,
@@ -68,10 +80,9 @@ def quantize(
                 "paths": {"model": where(model)},
             },
             settings={**calibration_settings(calibration), "to": to, "engine": engine, "batch": CALIBRATION_BATCH},
-            warnings=warnings_of(lane),
+            warnings=warnings,
         )
-        lines = (f"{opened.label} at {plan.bits_per_weight:.3f} bits per weight in {run.directory}",)
-        result = finish(run, record, lines)
+        result = finish(run, record, tuple(lines))
     shutil.rmtree(run.directory / ".blocks", ignore_errors=True)
     return result
 
