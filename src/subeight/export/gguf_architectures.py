@@ -87,7 +87,9 @@ def _unsayable(config: PreTrainedConfig, family: Family, parameters: list[str]) 
             return f"its attention sees {window} positions back, which llama.cpp does not know of this family"
     if family.more is _windows and list(config.layer_types) != _alternating(config.num_hidden_layers):
         return "its layers do not alternate between near and full attention"
-    if family.more is _windows and config.query_pre_attn_scalar != config.head_dim:
+    large = config.num_hidden_layers == 46  # of gemma2; llama.cpp scales its queries by another width
+    scaled = config.hidden_size // config.num_attention_heads if large else head_width(config)
+    if family.more is _windows and config.query_pre_attn_scalar != scaled:
         return "its queries are scaled by something else than the width of a head"
     biased = [name for name in parameters if name.endswith(".bias") and name.split(".")[-2] not in family.biases]
     return f"{biased[0]} is a bias that the file has no place for" if biased else None
