@@ -1,8 +1,8 @@
 """GGUF files of smollm2 in llama.cpp: its logits against ours of the very same weights, and its token ids.
 
-    python -m benchmarks.gguf_parity --env DIR [--work DIR] [--only gguf-q4]
+    python -m benchmarks.gguf_parity --env DIR [--work DIR] [--only q4_0]
 
-DIR is an environment with llama-cpp-python 0.3.36 (`peers/README.md`). Each cell quantizes by a recipe, exports to GGUF
+DIR is an environment with llama-cpp-python 0.3.36 (`peers/README.md`). Each cell rounds by a recipe, exports to GGUF
 and compares with our float32 logits of the quantized checkpoint. llama.cpp rounds the inputs of every product to 8 bits
 as well; so the same file is compared once more with all its tensors dequantized to float32 by the gguf package, which
 leaves nothing but the order of sums.
@@ -21,25 +21,35 @@ import torch
 from benchmarks.common import HERE, WIKITEXT_TEST, run_json, write_result
 from torch import Tensor
 
-import subeight
+from subeight.engine.job import Job, Settings
+from subeight.engine.loop import run
+from subeight.engine.transcode import stored_plan
 from subeight.evals.passes import Computing, run_pass
+from subeight.export import exporter_for, require_gguf, write_gguf
+from subeight.export.gguf import table
+from subeight.export.gguf_read_back import require_same_weights
+from subeight.models.footprint import footprint
 from subeight.models.model import Model
+from subeight.recipes import Plan, parse_recipe, resolve
 from subeight.text import Batch
 
-CELLS = ("gguf-q4", "gguf-q8", "int4-asym", "mixed")
-RECIPES = {  # not shipped: the other types
-    "int4-asym": "name: int4-asym\nweights: int4:g32:asym:fp16\nmethods: [rtn]\n",
+_HEAD = "  - {match: '*embed_tokens', weights: int8:g32:sym:fp16}\n"
+RECIPES = {
+    "q8_0": "weights: int8:g32:sym:fp16\nmethods: [rtn]\nrules:\n" + _HEAD,
+    "q4_0": "weights: int4:g32:sym:fp16\nmethods: [rtn]\nrules:\n" + _HEAD,
     "mixed": (
-        "name: mixed\nweights: int5:g32:sym:fp16\nmethods: [rtn]\nrules:\n"
+        "weights: int5:g32:sym:fp16\nmethods: [rtn]\nrules:\n"
         "  - {match: '*.v_proj', weights: int8:g32:sym:fp16}\n"
+        "  - {match: '*.k_proj', weights: int4:g32:asym:fp16}\n"
         "  - {match: '*.up_proj', weights: int4:g64:sym:fp16}\n"
         "  - {match: '*.down_proj', weights: int6:channel:sym:fp16}\n"
-        "  - {match: '*.0.mlp.down_proj', weights: int4:channel:asym:fp16}\n"
+        "  - {match: '*.2?.mlp.down_proj', weights: int5:g256:asym:fp16}\n"
+        "  - {match: '*.1?.mlp.down_proj', weights: int4:g256:asym:fp16}\n"
         "  - {match: '*.1.*', keep: true}\n"
     ),
 }
 AIM = 0.003
-ROWS, LENGTH = 4, 128
+ROWS, LENGTH = 3, 128
 TEXTS = (
     "The quick brown fox jumps over 1234567 lazy dogs.  Two  spaces, a\ttab\nand\n\n\nlines.",
     "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nWas ist 12,5 % von 80?<|im_end|>\n",
@@ -54,13 +64,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--env", type=Path, required=True)
     parser.add_argument("--work", type=Path)
-    parser.add_argument("--only", choices=CELLS)
+    parser.add_argument("--only", choices=RECIPES)
     given = parser.parse_args()
     torch.set_num_threads(1)
     numbers: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         work = given.work or Path(scratch)
-        for name in [given.only] if given.only else CELLS:
+        for name in [given.only] if given.only else RECIPES:
             numbers[name] = cell(name, work / name, given.env / "bin" / "python")
             print(name, json.dumps(numbers[name]), file=sys.stderr)
     if not given.only:
@@ -71,17 +81,10 @@ def main() -> None:
 
 def cell(name: str, folder: Path, python: Path) -> dict[str, Any]:
     """One recipe: how far llama.cpp is from us, as the file is and with its weights in float32."""
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = name
-    if name in RECIPES:
-        recipe = str(folder / "recipe.yaml")
-        Path(recipe).write_text(RECIPES[name], encoding="utf-8")
-    options = subeight.Options(threads=1, quiet=True, out=folder / "quantized")
-    made = subeight.quantize("smollm2", recipe, engine="gguf", options=options)
-    options = subeight.Options(threads=1, quiet=True, out=folder / "gguf")
-    exported = subeight.export(str(made.directory), to="gguf", options=options)
-    file = Path(exported.numbers["checkpoint"])
-    model = Model(made.directory)
+    model, plan = quantized(name, folder)
+    file = folder / "model.gguf"
+    placed = write_gguf(model, plan.sites, file, quiet=True)
+    same_weights = require_same_weights(file, model, placed)
     rows = text_rows(model)
     ours = logits(model, rows)
     theirs, answer = llama(python, file, rows, folder)
@@ -91,9 +94,10 @@ def cell(name: str, folder: Path, python: Path) -> dict[str, Any]:
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS]
     same = answer["tokens"] == ids
     result = {
-        "bits_per_weight": exported.numbers["bits_per_weight"],
-        "file_bytes": exported.numbers["file_bytes"],
-        "types": exported.numbers["types"],
+        "bits_per_weight": footprint(Model(file)).bits_per_weight,
+        "file_bytes": file.stat().st_size,
+        "types": table(placed),
+        "same_weights": same_weights,
         "tokens": rows.numel(),
         **distance(ours, theirs),
         "dense": distance(ours, dense),
@@ -101,6 +105,19 @@ def cell(name: str, folder: Path, python: Path) -> dict[str, Any]:
         "same_template": answer["template"] == tokenizer.chat_template,
     }
     return {**result, "right": result["kl"] <= AIM and same and result["same_template"]}
+
+
+def quantized(name: str, folder: Path) -> tuple[Model, Plan]:
+    """smollm2 by this recipe, plainly rounded; what an earlier run left in `--work` is taken as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "quantized"
+    if not (target / "config.json").is_file():
+        model = Model("smollm2")
+        plan = resolve(parse_recipe(f"name: {name}\n{RECIPES[name]}"), model.linears, engine="gguf")
+        require_gguf(model, plan.sites)
+        run(model, [Job(plan, target, exporter_for("subeight"))], None, Settings(quiet=True))
+    model = Model(target)
+    return model, stored_plan(model)
 
 
 def text_rows(model: Model) -> Tensor:
