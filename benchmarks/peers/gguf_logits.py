@@ -3,8 +3,8 @@
 ENV/bin/python gguf_logits.py FILE.gguf REQUEST.json LOGITS.npy --threads 1
 
 The request is `{"rows": [[ids], ...], "texts": ["...", ...]}` with rows of one length; LOGITS.npy becomes float32
-[rows, length, vocabulary]. The answer, a line of JSON on standard output: `{"tokens": [[ids], ...], "template": "..."}`,
-the ids of each text with its special tokens read as such, and the chat template that the file brings.
+[rows, length, vocabulary]. The answer, a line of JSON on standard output: `{"tokens": [[ids]], "template": "..."}`, the
+ids of each text with its special tokens read as such, and the chat template that the file brings.
 """
 
 import argparse

@@ -115,7 +115,10 @@ def test_slower_turning_pairs_of_llama_3() -> None:
         (hf.GPT2Config(), r"type gpt2 are not written as GGUF; llama, mistral, qwen2.*--to dense"),
         (hf.MixtralConfig(), "type mixtral are not written"),
         (hf.LlamaConfig(hidden_act="gelu"), "its activation is gelu, and llama.cpp computes silu"),
-        (hf.LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "rotary embedding is of the type dyn"),
+        (
+            hf.LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
+            "rotary embedding is of the type dyn",
+        ),
         (hf.MistralConfig(sliding_window=4096), "sees 4096 positions back"),
         (hf.Gemma2Config(query_pre_attn_scalar=100), "scaled by something else"),
     ],

@@ -106,7 +106,10 @@ def test_golden_bytes() -> None:
     plain = "".join(f"{code * 16 % 256:02x}" for code in [*range(-8, 8), *range(7, -9, -1)])
     assert bytes(block_bytes(eight, "Q8_0")[0].tolist()).hex() == "00be" + plain
     five = QTensor(Format.parse("int5:g32:fp16"), (1, 32), codes * 2, torch.tensor([[1.5]]))
-    nibbles = "".join(f"{(2 * a + 16) % 16 | (2 * b + 16) % 16 << 4:02x}" for a, b in zip(codes[0, :16].tolist(), codes[0, 16:].tolist(), strict=True))
+    nibbles = "".join(
+        f"{(2 * a + 16) % 16 | (2 * b + 16) % 16 << 4:02x}"
+        for a, b in zip(codes[0, :16].tolist(), codes[0, 16:].tolist(), strict=True)
+    )
     assert bytes(block_bytes(five, "Q5_0")[0].tolist()).hex() == "003e" + "00ffff00" + nibbles
 
 

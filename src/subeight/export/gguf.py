@@ -1,8 +1,8 @@
 """The target gguf: one file that llama.cpp loads, with the very numbers that the codes stand for.
 
-Every linear gets the smallest type of ggml that holds its codes exactly (`formats/ggml.py`); matrices that are kept stay
-in their own 16 or 32 bits, and vectors are float32, as llama.cpp has them. Nothing is rounded: what cannot be said so is
-refused before a byte is written.
+Every linear gets the smallest type of ggml that holds its codes exactly (`formats/ggml.py`); matrices that are kept
+stay in their own 16 or 32 bits, and vectors are float32, as llama.cpp has them. Nothing is rounded: what cannot be said
+so is refused before a byte is written.
 """
 
 import shutil

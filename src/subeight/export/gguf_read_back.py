@@ -1,4 +1,4 @@
-"""Whether a GGUF file holds, bit for bit, the weights that it was written from, read by our own reader of such files."""
+"""Whether a GGUF file holds, bit for bit, the weights that it was written from, by our own reader of such files."""
 
 from pathlib import Path
 

@@ -148,9 +148,7 @@ def _sentencepiece(content: dict[str, Any], tokens: list[str], types: list[gguf.
     return Vocabulary("llama", "default", tokens, types, scores, _space_prefix(content))
 
 
-def _require_all_merges(
-    known: dict[str, int], merges: set[tuple[str, str]], types: list[gguf.TokenType]
-) -> None:
+def _require_all_merges(known: dict[str, int], merges: set[tuple[str, str]], types: list[gguf.TokenType]) -> None:
     # llama.cpp joins any two tokens that make up a third; this tokenizer only those that its merges name.
     for token, place in known.items():
         if types[place] != gguf.TokenType.NORMAL:

@@ -12,7 +12,6 @@ from subeight.errors import OutputError, ParityError
 from subeight.export.packed import PROBLEMS, Checkpoint, PackedRunner
 from subeight.models.read.own import METHOD
 
-
 GGUF_SUFFIX = ".gguf"
 
 

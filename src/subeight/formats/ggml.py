@@ -53,13 +53,15 @@ def unsayable_blocks(format: Format, width: int) -> str | None:
         near = "int8:g32:sym:fp16" if format.code_bits == 8 else "int4:g32:sym:fp16"
         return f"{format} has values that no type of ggml has; {near} would do"
     if width % _SMALL:
-        return f"its {width} columns are no multiple of {_SMALL}, of which ggml makes blocks; it can be kept (keep: true)"
+        return (
+            f"its {width} columns are no multiple of {_SMALL}, of which ggml makes blocks; it can be kept (keep: true)"
+        )
     symmetry = "sym" if format.symmetric else "asym"
     near = f"{format.grid}:g32:{symmetry}:fp16"
     if format.group is not None and format.group % _SMALL:
         return f"{format} has groups of {format.group} columns, and ggml has blocks of {_SMALL}; {near} would do"
     if format.code_bits == 8 and not format.symmetric:
-        return f"{format} has weights up to 255 steps from its zero point, and q8_0 ends at 127; int8:g32:sym:fp16 would do"
+        return f"{format} reaches 255 steps from its zero point, and q8_0 ends at 127; int8:g32:sym:fp16 would do"
     if format.scale_dtype == torch.float32:
         return f"{format} has fp32 scales, and ggml's are fp16; {near} would do"
     return None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Blocks:
-    """Codes [rows, blocks, columns] from zero; for each block a scale (fp16; mxfp4: its exponent) and a minimum in steps."""
+    """Codes [rows, blocks, columns] from zero; of each block a scale (fp16; mxfp4: its exponent), a minimum."""
 
     codes: UInt8[Tensor, "rows blocks columns"]
     scales: Tensor
@@ -111,7 +111,7 @@ def q5_k(blocks: Blocks) -> UInt8[Tensor, "rows bytes"]:
 
 
 def _inner(steps: Tensor) -> Tensor:
-    """Eight scales of 1 and eight minima below 32, six bits each: two rows of four, then four bits of the other four."""
+    """Eight scales of 1 and eight minima, six bits each: two rows of four, then four bits of the other four."""
     first = torch.stack([torch.ones_like(steps), (steps & 63) | (steps >> 4) << 6], -1)
     last = (1 | (steps & 15) << 4)[..., None].expand(*steps.shape, 4)
     return torch.cat([first.repeat_interleave(4, -1), last], -1)

@@ -6,8 +6,8 @@ from typing import Any
 import psutil
 import torch
 
-from subeight.evals.passes import Computing, context_length, run_pass
 from subeight.errors import ParityError
+from subeight.evals.passes import Computing, context_length, run_pass
 from subeight.export import check
 from subeight.export.gguf import Placed
 from subeight.export.gguf_read_back import require_same_weights
