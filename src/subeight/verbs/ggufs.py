@@ -41,7 +41,7 @@ def gguf_file(model: Model, plan: Plan, directory: Path, session: Session) -> Gg
     larger: dict[tuple[str, str], list[float]] = {}
     for site in plan.quantized:
         kind = kinds[site.linear.name]
-        if BITS[kind.name] > site.bits + 1:
+        if BITS[kind.name] >= site.bits + 1:
             larger.setdefault((str(site.weights), ggml_word(kind)), []).append(site.bits)
     warnings = [
         f"{format} takes {BITS[word.upper()]:g} bits per weight as {word}, the smallest type of ggml that holds these "
