@@ -125,7 +125,7 @@ def test_a_kill_while_writing_leaves_no_shard_under_its_name(tmp_path: Path, mon
     def killed(_source: Path, _target: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_publish", killed)
+    monkeypatch.setattr(module, "publish", killed)
     with pytest.raises(KeyboardInterrupt):
         writer.write(0, tensors())
     assert not writer.has(0)

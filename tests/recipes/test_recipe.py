@@ -15,7 +15,7 @@ SHIPPED = (
     + [f"{way}-int{bits}" for way in ("awq", "hqq", "fast") for bits in (3, 4)]
     + [f"{way}-gptq-int{bits}" for way in ("awq", "smooth", "rotate", "outliers") for bits in (3, 4)]
     + [f"best-int{bits}" for bits in (2, 3, 4)]
-    + ["nf4", "fp8", "w8a8", "w8a8-static", "w8a8-rotated", "w4a8", "w4a4"]
+    + ["gguf-q4", "gguf-q8", "nf4", "fp8", "w8a8", "w8a8-static", "w8a8-rotated", "w4a8", "w4a4"]
 )
 
 

@@ -129,7 +129,7 @@ def test_an_engine_that_fuses_refuses_two_formats_in_one_matrix(linears: list[Li
     with pytest.raises(RecipeError, match=r"q_proj \(int4:g32:sym\).*v_proj \(int8:g32:sym\) as one matrix"):
         plan(text, linears, engine="vllm")
     found = plan(text, linears, engine="transformers")
-    assert found.site("model.layers.0.self_attn.q_proj").runs_in == ("transformers", "subeight")
+    assert found.site("model.layers.0.self_attn.q_proj").runs_in == ("transformers", "gguf", "subeight")
     assert "vllm" in found.site("model.layers.1.self_attn.q_proj").runs_in
     with pytest.raises(RecipeError, match=r"k_proj \(bfloat16\)"):
         plan("weights: int4:g32\nrules: [{match: '*.k_proj', keep: true}]", linears, engine="sglang")
@@ -143,9 +143,11 @@ def test_an_unknown_engine_names_the_nearest(linears: list[LinearInfo]) -> None:
 @pytest.mark.parametrize(
     ("weights", "inputs", "runs"),
     [
-        ("int4:g64", "null", "vllm sglang transformers subeight"),
+        ("int4:g64", "null", "vllm sglang transformers gguf subeight"),
         ("int4:g32:fp16", "null", "vllm sglang transformers gguf subeight"),
-        ("int3:g64", "null", "vllm transformers subeight"),
+        ("int4:g48", "null", "vllm transformers subeight"),
+        ("int4:g64:fp32", "null", "vllm sglang transformers subeight"),
+        ("int3:g64", "null", "vllm transformers gguf subeight"),
         ("int8:channel", "int8:token", "vllm sglang transformers subeight"),
         ("int8:channel", "int8:tensor", "vllm sglang transformers subeight"),
         ("int4:g64", "int8:token", "vllm transformers subeight"),
@@ -154,7 +156,7 @@ def test_an_unknown_engine_names_the_nearest(linears: list[LinearInfo]) -> None:
         ("fp8", "fp8:token", "vllm sglang transformers subeight"),
         ("fp8:g64", "null", "transformers subeight"),
         ("nf4:g64", "null", "subeight"),
-        ("mxfp4", "null", "subeight"),
+        ("mxfp4", "null", "gguf subeight"),
     ],
 )
 def test_which_engines_run_what(weights: str, inputs: str, runs: str) -> None:
@@ -166,7 +168,7 @@ def test_packed_zero_points_beside_another_format_are_not_loadable(linears: list
     alone = plan("weights: int4:g64:asym", linears)
     assert "transformers" in alone.site("model.layers.0.mlp.up_proj").runs_in
     beside = plan("weights: int4:g64:asym\nrules: [{match: '*.o_proj', weights: int8}]", linears)
-    assert beside.site("model.layers.0.mlp.up_proj").runs_in == ("subeight",)
+    assert beside.site("model.layers.0.mlp.up_proj").runs_in == ("gguf", "subeight")
 
 
 def test_bits_and_bytes_count_what_is_stored(linears: list[LinearInfo]) -> None:

@@ -79,7 +79,7 @@ def quantize(
     engine: Annotated[str, typer.Option("--engine", help="vllm, sglang, transformers, gguf or any")] = "any",
     to: Annotated[
         str | None,
-        typer.Option("--to", help="compressed-tensors, subeight or dense; the first that holds the recipe"),
+        typer.Option("--to", help="compressed-tensors, subeight, dense or gguf; the first that holds the recipe"),
     ] = None,
     out: Out = None,
     calibration: Calibration = None,
@@ -218,7 +218,7 @@ def compare(
 
 def export(
     checkpoint: Name,
-    to: Annotated[str, typer.Option("--to", help="compressed-tensors, subeight or dense")] = "dense",
+    to: Annotated[str, typer.Option("--to", help="compressed-tensors, subeight, dense or gguf")] = "dense",
     out: Out = None,
     threads: Threads = None,
     quiet: Quiet = False,

@@ -17,6 +17,7 @@ from subeight.engine.shards import block_tensors, checkpoint_config, shell_tenso
 from subeight.engine.tunable import rescaled
 from subeight.engine.tuning import States, tune_block, tuned
 from subeight.export.checkpoint import ShardWriter
+from subeight.export.gguf import FILE as GGUF_FILE
 from subeight.formats import Format, QTensor, Scales, find_scales
 from subeight.models.block import Block, Written
 from subeight.models.folds import ModelFolds
@@ -31,7 +32,7 @@ from subeight.records.files import atomic_write
 
 # Files of a run that may lie beside the checkpoint's own.
 RUN_FILES = frozenset(
-    {"run.json", "record.json", "plan.json", "recipe.yaml", "report.html", "samples.parquet", ".blocks"}
+    {"run.json", "record.json", "plan.json", "recipe.yaml", "report.html", "samples.parquet", ".blocks", GGUF_FILE}
 )
 UNLIMITED = 1 << 62
 

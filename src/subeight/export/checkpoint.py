@@ -116,16 +116,16 @@ class ShardWriter:
         path = self.path(index)
         size = sum(value.nbytes for value in kept.values())
         if size > shutil.disk_usage(self.directory).free:
-            raise _no_space(self.directory, size)
+            raise no_space(self.directory, size)
         temporary = path.with_name(path.name + TEMPORARY)
         try:
             save_file(kept, temporary, metadata={"format": "pt"})
         except Exception as error:
             temporary.unlink(missing_ok=True)
-            if _is_full(error):
-                raise _no_space(self.directory, size) from error
+            if is_full(error):
+                raise no_space(self.directory, size) from error
             raise
-        _publish(temporary, path)
+        publish(temporary, path)
         return path
 
     def finish(self, config: Mapping[str, Any], sites: tuple[Decided, ...], source: Path | None = None) -> None:
@@ -182,13 +182,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if _is_full(error):
-            raise _no_space(path.parent, len(content)) from error
+        if is_full(error):
+            raise no_space(path.parent, len(content)) from error
         raise
-    _publish(temporary, path)
+    publish(temporary, path)
 
 
-def _publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name, once it is on the disk."""
     _sync(temporary)
     temporary.replace(path)
     _sync(path.parent)  # the rename itself
@@ -210,13 +211,15 @@ def _owned(value: Tensor) -> Tensor:
     return value.clone(memory_format=torch.contiguous_format)
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Whether this error says that the disk is full."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return re.search(r"No space left|os error 28", str(error)) is not None
 
 
-def _no_space(directory: Path, size: int) -> OutputError:
+def no_space(directory: Path, size: int) -> OutputError:
+    """The error that says how much was to be written, and how much is free."""
     free = shutil.disk_usage(directory).free
     return OutputError(
         f"There is no space in {directory}: {size:,} bytes are to be written and {free:,} are free; free some, or "

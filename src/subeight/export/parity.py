@@ -12,6 +12,8 @@ from subeight.errors import OutputError, ParityError
 from subeight.export.packed import PROBLEMS, Checkpoint, PackedRunner
 from subeight.models.read.own import METHOD
 
+GGUF_SUFFIX = ".gguf"
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -36,35 +38,35 @@ def check(
     threads: int | None = None,
     timeout: float = 1800,
 ) -> Parity:
-    """Compares the checkpoint's logits with those that were measured, in float32.
+    """Compares the logits of a checkpoint, a directory or a GGUF file, with those that were measured, in float32.
 
     `token_ids` is [sequences, length], `expected_logits` [sequences, length, vocabulary], of a model that holds the
     exporter's `as_loaded` weights. The process that loads the checkpoint is fresh and does not know Subeight.
 
     Raises:
         ParityError: transformers cannot load it, misses a tensor or finds one too many, or a logit differs by more
-            than `bound`. The directory is renamed to `<directory>.failed-parity`, so that it does not pass for good.
+            than `bound`. It is renamed to `<name>.failed-parity`, so that it does not pass for good.
     """
     path = Path(directory)
-    if not path.is_dir():
+    if not path.is_dir() and path.suffix != GGUF_SUFFIX:
         raise OutputError(f"{path} is no directory, so there is nothing to compare; write the checkpoint first.")
     ids = token_ids if token_ids.ndim == 2 else token_ids[None]
     expected = expected_logits if expected_logits.ndim == 3 else expected_logits[None]
     try:
         found = _logits(path, ids, threads or torch.get_num_threads(), timeout)
     except ParityError as error:
-        raise ParityError(f"{error} It was renamed to {_set_aside(path)}.") from error
+        raise ParityError(f"{error} It was renamed to {set_aside(path)}.") from error
     if found.shape != expected.shape:
         raise ParityError(
             f"{path} gives logits of the shape {list(found.shape)}, but {list(expected.shape)} was measured; it was "
-            f"renamed to {_set_aside(path)}."
+            f"renamed to {set_aside(path)}."
         )
     difference = (found - expected.to(found)).abs()
     worst = float(difference.max()) if bool(torch.isfinite(difference).all()) else float("inf")
     if worst > bound:
         raise ParityError(
             f"{path}, loaded by plain transformers, gives logits that differ by up to {worst:.3g} from what was "
-            f"measured, above the bound of {bound:.3g}; it was renamed to {_set_aside(path)}."
+            f"measured, above the bound of {bound:.3g}; it was renamed to {set_aside(path)}."
         )
     return Parity(max_abs=worst, bound=bound, tokens=ids.numel(), compared=difference.numel())
 
@@ -75,7 +77,7 @@ def _logits(path: Path, ids: Tensor, threads: int, timeout: float) -> Tensor:
     everywhere = torch.arange(ids.shape[1])
     with PackedRunner(isolated=True, timeout=timeout) as runner:
         try:
-            report = runner.load(Checkpoint(path, own=own), threads=threads)
+            report = runner.load(_checkpoint(path, own), threads=threads)
             found = runner.logits(list(ids), [everywhere] * len(ids))
             known = runner.release()
         except ParityError as error:
@@ -88,13 +90,18 @@ def _logits(path: Path, ids: Tensor, threads: int, timeout: float) -> Tensor:
     return torch.stack(found)
 
 
+def _checkpoint(path: Path, own: bool) -> Checkpoint:
+    return Checkpoint(path, own=own) if path.is_dir() else Checkpoint(path.parent, gguf=path.name)
+
+
 def _is_own(path: Path) -> bool:
     about = path / "config.json"
     config = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     return (config.get("quantization_config") or {}).get("quant_method") == METHOD
 
 
-def _set_aside(path: Path) -> Path:
+def set_aside(path: Path) -> Path:
+    """Renames what failed; returns its new path."""
     target = path.with_name(f"{path.name}.failed-parity")
     number = 2
     while target.exists():

@@ -140,7 +140,8 @@ class Model:
     def fingerprint(self) -> dict[str, str]:
         """Hashes of weights, config, tokenizer and chat template; together the baseline coordinate."""
         files = self.source.files()
-        weights = [path for path in files if path.suffix in {".safetensors", ".gguf"}]
+        stored = ".safetensors" if self.source.gguf is None else ".gguf"  # a directory may hold both
+        weights = [path for path in files if path.suffix == stored]
         tokenizer = [path for path in files if path.name.startswith(("tokenizer", "vocab", "merges", "special"))]
         template = [path for path in files if path.name.startswith("chat_template")]
         config = {k: v for k, v in self.config.to_dict().items() if k not in {"transformers_version", "_name_or_path"}}

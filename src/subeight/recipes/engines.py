@@ -6,9 +6,8 @@ What compressed-tensors cannot say is run by `subeight` alone (or exported `--to
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from subeight.formats import Format
+from subeight.formats.ggml import unsayable_blocks
 from subeight.models.linear_info import LinearInfo
 from subeight.models.read.compressed_tensors import unsayable
 
@@ -63,11 +62,8 @@ def _marlin(weights: Format, inputs: Format | None) -> bool:
     return _weight_only_int(weights, inputs) and _int_bits(weights) in (4, 8) and weights.group in (None, 32, 64, 128)
 
 
-def _gguf_block(weights: Format, inputs: Format | None) -> bool:
-    # q4_0 and q8_0 are blocks of 32 with one fp16 scale; q4_1 has a minimum of its own, which is not our integer zero.
-    same = weights.per == "group" and weights.group == 32 and weights.symmetric
-    plain = not weights.rotated and weights.scale_dtype == torch.float16 and inputs is None
-    return same and plain and weights.grid in ("int4", "int8")
+def _ggml_blocks(weights: Format, inputs: Format | None) -> bool:
+    return inputs is None and unsayable_blocks(weights, 32) is None  # its width is looked at below
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ FACTS = (
     Fact("sglang", _fp8, "sglang docs, quantization: w8a8_fp8"),
     # transformers decompresses on the first forward pass whatever the package compressed-tensors can read.
     Fact("transformers", lambda _weights, _inputs: True, "transformers docs, quantization/compressed_tensors"),
-    Fact("gguf", _gguf_block, "ggml-common.h: block_q4_0 and block_q8_0"),
+    Fact("gguf", _ggml_blocks, "ggml-common.h: blocks of 32 and 256 columns; export --to gguf"),
 )
 
 
@@ -111,4 +107,6 @@ def engines(linear: LinearInfo, weights: Format | None, inputs: Format | None) -
     runs = {fact.engine for fact in FACTS if fact.runs(weights, inputs)} | {"subeight"}
     if unsayable(linear, weights, inputs) is not None:
         runs -= {"vllm", "sglang", "transformers"}
+    if linear.kind in ("conv1d", "expert") or unsayable_blocks(weights, linear.shape[1]) is not None:
+        runs -= {"gguf"}
     return tuple(engine for engine in ENGINES if engine in runs)

@@ -9,13 +9,14 @@ from subeight.engine.job import CALIBRATION_BATCH, Job, Settings
 from subeight.engine.lane import Lane
 from subeight.engine.loop import run as run_loop
 from subeight.errors import ModelError
-from subeight.export import exporter_for
+from subeight.export import GGUF, exporter_for, require_gguf
 from subeight.export.checkpoint import Exporter
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe
 from subeight.records import Coordinates, atomic_write
 from subeight.text import Calibration
 from subeight.verbs.feeding import feed, with_outcomes
+from subeight.verbs.ggufs import gguf_file
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
 from subeight.verbs.planning import calibration_of, planned, predicted, target_of
@@ -33,7 +34,8 @@ def quantize(
     """Quantizes `model` by `recipe` (a shipped name or a YAML file) into a checkpoint directory.
 
     The directory is `options.out`; killed at any point, the same call resumes. What was written is loaded by plain
-    transformers in a fresh process and its logits compared with what the loop computed.
+    transformers in a fresh process and its logits compared with what the loop computed. With `to="gguf"` the file
+    `model.gguf`, for llama.cpp, is written beside the checkpoint.
 
     Raises:
         InputError: anything that the user can mend (model, recipe, text, directory, disk).
@@ -44,15 +46,18 @@ def quantize(
     opened = session.model(model)
     require_full_precision(opened)
     chosen, plan = planned(opened, recipe, options, engine=engine)
-    to, _ = _target(asked_to := to, plan)
+    if GGUF in (engine, to):
+        require_gguf(opened, plan.sites)
+    asked = to
+    to, _ = _target(asked, plan)
     forecast = predicted(opened, chosen, plan, session, dense=to == "dense")
     if options.dry_run:
         return _dry(session, opened, plan, forecast, calibration_of(session, opened, chosen, plan))
     fed = feed(session, opened, chosen, plan, engine)
     plan, calibration = fed.plan, fed.calibration
-    to, exporter = _target(asked_to, plan)
+    to, exporter = _target(asked, plan)
     coordinates = coordinates_of(session, opened, plan, calibration)
-    identity = {"coordinates": coordinates.model_dump(), "to": to, "batch": CALIBRATION_BATCH}
+    identity = {"coordinates": coordinates.model_dump(), "to": asked or to, "batch": CALIBRATION_BATCH}
     with session.run(opened, identity, forecast["disk_bytes"]) as run:
         if before := finished(run, [run.directory]):
             return before
@@ -60,12 +65,18 @@ def quantize(
         ids = None if calibration is None else calibration.ids
         (lane,) = run_loop(opened, [Job(plan, run.directory, exporter)], ids, loop_settings(session, calibration))
         parity = verified(run.directory, session)
+        numbers = quantize_numbers(plan, lane, run.directory, parity, forecast)
+        numbers["experts"] = with_outcomes(fed.experts, plan, lane.outcomes())
+        warnings = [*fed.warnings, *warnings_of(lane)]
+        lines = [f"{opened.label} at {plan.bits_per_weight:.3f} bits per weight in {run.directory}"]
+        if asked == GGUF:
+            file = gguf_file(session.model(str(run.directory)), plan, run.directory, session)
+            numbers["gguf"] = {**file.numbers, "file": str(file.path)}
+            warnings += file.warnings
+            lines.append(f"for llama.cpp: {file.path}")
         record = session.record(
             coordinates,
-            {
-                **quantize_numbers(plan, lane, run.directory, parity, forecast),
-                "experts": with_outcomes(fed.experts, plan, lane.outcomes()),
-            },
+            numbers,
             subject={
                 "model": opened.label,
                 "recipe": chosen.name,
@@ -73,10 +84,9 @@ def quantize(
                 "paths": {"model": where(model)},
             },
             settings={**calibration_settings(calibration), "to": to, "engine": engine, "batch": CALIBRATION_BATCH},
-            warnings=[*fed.warnings, *warnings_of(lane)],
+            warnings=warnings,
         )
-        lines = (f"{opened.label} at {plan.bits_per_weight:.3f} bits per weight in {run.directory}",)
-        result = finish(run, record, lines)
+        result = finish(run, record, tuple(lines))
     shutil.rmtree(run.directory / ".blocks", ignore_errors=True)
     return result
 
@@ -95,8 +105,11 @@ def coordinates_of(
 
 
 def _target(to: str | None, plan: Plan) -> tuple[str, Exporter]:
-    """The target that was asked for, or the one that a plan's checkpoint is stored as; it can hold the plan."""
-    exporter = exporter_for(to or target_of(plan))
+    """The target that was asked for, or the one that a plan's checkpoint is stored as; it can hold the plan.
+
+    A GGUF file is written beside a checkpoint.
+    """
+    exporter = exporter_for(target_of(plan) if to in (None, GGUF) else to)
     exporter.require(plan.sites)
     return exporter.name, exporter
 
