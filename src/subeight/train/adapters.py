@@ -1,11 +1,12 @@
-"""Low-rank adapters on a frozen base, by PEFT: which linears get one, how they are made, stored and read back.
+"""LoRA adapters by PEFT on a packed base: made, saved so that plain PEFT loads them, and read back as what they add.
 
-LoRA (https://arxiv.org/abs/2106.09685). What is stored is PEFT's own format: `PeftModel.from_pretrained` puts it on the
-plain full-precision model too. Beside it `subeight.json` says which base it was trained on.
+LoRA, https://arxiv.org/abs/2106.09685: y = x W^T + (alpha / rank) (x A^T) B^T, A [rank, in], B [out, rank].
 """
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,200 +17,203 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from subeight.errors import InputError
+from subeight.errors import InputError, ModelError
 from subeight.models.model import Model
-from subeight.models.structure import LinearView
+from subeight.models.read.safetensors import index_file
 from subeight.records.files import atomic_write
-from subeight.train.qlora_linear import FrozenLinear
+from subeight.train.qlora_base import Base
+from subeight.train.qlora_frozen import FrozenLinear
 
-WEIGHTS, CONFIG, ORIGIN = "adapter_model.safetensors", "adapter_config.json", "subeight.json"
+WEIGHTS, CONFIG, MARK = "adapter_model.safetensors", "adapter_config.json", "subeight.json"
 _PREFIX = "base_model.model."
-_TRAINABLE = ("linear", "conv1d")
+_ALL = "all"
 
 
 @dataclass(frozen=True)
-class LoraSettings:
-    """`rank` and `alpha` (the product is scaled by alpha / rank), dropout of its input, and the `targets`: tails of
-    names such as q_proj; None means every linear of the blocks but routers and experts."""
+class LoraShape:
+    """How large an adapter is, how strongly it counts, and on which linears it sits.
+
+    `targets` are names, parts of names (`q_proj`) or patterns (`*.mlp.*`); `all` is every linear of the blocks.
+    """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    targets: tuple[str, ...] | None = None
+    targets: tuple[str, ...] = (_ALL,)
 
-    def require(self) -> None:
-        """Raises InputError for numbers that cannot be."""
-        if self.rank < 1:
-            raise InputError(f"--rank {self.rank} is no rank; give 1 or more, for instance 16.")
-        if not self.alpha > 0:
-            raise InputError(f"--alpha {self.alpha:g} would silence the adapters; give a number above 0, such as 32.")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout {self.dropout:g} is no share; give 0 up to, but not, 1.")
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise InputError(
+                f"An adapter of rank {self.rank}, alpha {self.alpha:g} and dropout {self.dropout:g} cannot be; give a "
+                "rank of 1 or more, an alpha above 0 and a dropout from 0 to below 1."
+            )
+
+
+def chosen_targets(base: Base, model: Model, targets: Sequence[str]) -> list[str]:
+    """Full names of the modules that get adapters, in the order of the model.
+
+    Raises:
+        InputError: a target that names no linear of the blocks, or fused experts, which hold no module of their own.
+    """
+    views = [view for view in model.views() if view.info.kind in ("linear", "conv1d") and view.expert is None]
+    kinds = (FrozenLinear, nn.Linear, Conv1D)
+    names = [view.parameter.removesuffix(".weight") for view in views]
+    names = [name for name in names if isinstance(base.module.get_submodule(name), kinds)]
+    found: set[str] = set()
+    for target in targets:
+        hit = names if target == _ALL else [name for name in names if _fits(name, target)]
+        if not hit:
+            raise InputError(_unknown_target(target, names))
+        found |= set(hit)
+    return [name for name in names if name in found]
+
+
+def _fits(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}") or fnmatch.fnmatchcase(name, target)
+
+
+def _unknown_target(target: str, names: Sequence[str]) -> str:
+    tails = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    near = get_close_matches(target, tails, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return (
+        f"--targets was given {target!r}, which names no linear that an adapter can sit on{hint}; allowed are all, "
+        f"{', '.join(tails)}, full names and patterns."
+    )
+
+
+def add_adapters(base: Base, names: Sequence[str], shape: LoraShape, source: str, seed: int) -> Any:
+    """The base wrapped as a PeftModel with fresh adapters in float32, the only parameters that train.
+
+    `source` is what plain PEFT will be told the base is. The same seed gives the same adapters.
+    """
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import Linear
+
+    config = LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,  # type: ignore[arg-type]  # scaled by it, whole or not
+        lora_dropout=shape.dropout,
+        target_modules=list(names),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=source,
+        fan_in_fan_out=any(isinstance(base.module.get_submodule(name), Conv1D) for name in names),
+    )
+    # PEFT's own way for linears that it does not know: its plain LoRA layer around ours
+    config._register_custom_module({FrozenLinear: Linear})
+    base.module.name_or_path = source
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Unsupported layer type")
+        model = get_peft_model(base.module, config, autocast_adapter_dtype=True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def save_adapter(model: Any, directory: Path, coordinate: str) -> None:
+    """Writes PEFT's two files, and beside them which base the adapter was trained on."""
+    model.save_pretrained(directory, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)  # a model card with nothing on it
+    atomic_write(directory / MARK, json.dumps({"base": coordinate}) + "\n")
+
+
+def load_into(model: Any, directory: Path) -> None:
+    """Puts stored adapter weights into a wrapped model."""
+    from peft import set_peft_model_state_dict
+
+    state = {name: stored.read() for name, stored in index_file(directory / WEIGHTS).items()}
+    set_peft_model_state_dict(model, state)
 
 
 @dataclass(frozen=True)
-class Delta:
-    """What an adapter adds to one linear: scale * left @ right."""
+class Adapter:
+    """What a stored adapter adds to each linear, by module name."""
 
-    left: Float[Tensor, "out rank"]
-    right: Float[Tensor, "rank in"]
-    scale: float
+    scaling: Mapping[str, float]
+    factors: Mapping[str, tuple[Tensor, Tensor]]  # A [rank, in] and B [out, rank], float32
+    nbytes: int  # of the stored weights
+    fingerprint: str
 
-    def dense(self) -> Float[Tensor, "out in"]:
-        """The product in float32."""
-        return self.left.float() @ self.right.float() * self.scale
-
-
-def adapted_views(model: Model, settings: LoraSettings) -> list[LinearView]:
-    """The linears that get an adapter, in order.
-
-    Raises:
-        InputError: a target that no linear of the blocks is called.
-    """
-    views = [view for view in model.views() if view.info.kind in _TRAINABLE]
-    tails = {view.parameter.removesuffix(".weight").rpartition(".")[2] for view in views}
-    if settings.targets is None:
-        return views
-    for target in settings.targets:
-        if target not in tails:
-            near = get_close_matches(target, tails, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(
-                f"--targets names {target!r}{hint}, but the linears of {model.label} that can have an adapter are "
-                f"{', '.join(sorted(tails))}; name some of these, or leave --targets out for all."
-            )
-    return [view for view in views if view.parameter.removesuffix(".weight").endswith(_ends(settings.targets))]
+    def delta(self, name: str) -> Float[Tensor, "out in"]:
+        """The matrix that is added to the weight of a linear, float32."""
+        a, b = self.factors[name]
+        return (b @ a) * self.scaling[name]
 
 
-def _ends(targets: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f".{target}" for target in targets)
-
-
-def attach(module: PreTrainedModel, views: Sequence[LinearView], settings: LoraSettings, seed: int) -> Any:
-    """A PeftModel of the module with fresh float32 adapters on these linears; everything else is frozen.
+def read_adapter(directory: Path) -> Adapter:
+    """A LoRA adapter that PEFT stored.
 
     Raises:
-        InputError: PEFT is not installed.
+        InputError: there is none, or it is of another kind than plain LoRA.
     """
-    peft = require_peft()
-    owners = [view.parameter.removesuffix(".weight") for view in views]
-    config = peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=sorted({owner.rpartition(".")[2] for owner in owners}),
-        exclude_modules=_excluded(module, owners),
-        fan_in_fan_out=any(view.transposed for view in views),
-        task_type="CAUSAL_LM",
-    )
-    config._register_custom_module({FrozenLinear: peft.tuners.lora.Linear})
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it does not know our linears
-        torch.manual_seed(seed)
-        made = peft.get_peft_model(module, config)
-    for name, parameter in made.named_parameters():
-        parameter.requires_grad_(".lora_" in name)
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return made
-
-
-def _excluded(module: nn.Module, owners: Sequence[str]) -> list[str] | None:
-    """Modules whose names end as the targets do, but which get no adapter."""
-    tails = {owner.rpartition(".")[2] for owner in owners}
-    found = [
-        name
-        for name, part in module.named_modules()
-        if name.rpartition(".")[2] in tails and name not in owners and isinstance(part, nn.Linear | FrozenLinear)
-    ]
-    return found or None
-
-
-def save(adapted: Any, directory: Path, origin: Mapping[str, str | None]) -> None:
-    """Writes the adapters in PEFT's format; `origin` are the fingerprints of what they were trained on."""
-    adapted.save_pretrained(directory, save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    _name_base(directory, origin)
-    atomic_write(directory / ORIGIN, json.dumps(dict(origin), indent=1) + "\n")
-
-
-def _name_base(directory: Path, origin: Mapping[str, str | None]) -> None:
-    """The base's name in PEFT's config, without a date or a path of this machine."""
-    path = directory / CONFIG
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["base_model_name_or_path"] = origin.get("model")
-    content["target_modules"] = sorted(content["target_modules"])
-    atomic_write(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def load(adapted: Any, directory: Path, origin: Mapping[str, str | None]) -> None:
-    """Puts stored adapters in the place of the fresh ones.
-
-    Raises:
-        InputError: the directory has none, or they were made for another base, rank or other targets.
-    """
-    values = stored(directory)
-    said = directory / ORIGIN
-    if said.is_file():
-        theirs = json.loads(said.read_text(encoding="utf-8"))
-        for part in ("baseline", "base"):
-            if theirs.get(part) != origin.get(part):
-                what = "another model" if part == "baseline" else "another quantization of the model"
-                raise InputError(
-                    f"The adapter in {directory} was trained on {what} ({theirs.get(part)}, here {origin.get(part)}); "
-                    "give the model and the recipe that it was trained on, or leave --adapter out."
-                )
-    own = {name.replace(".default.", "."): value for name, value in adapted.named_parameters() if ".lora_" in name}
-    wrong = sorted(own.keys() ^ values.keys()) or [n for n in own if own[n].shape != values[n].shape]
-    if wrong:
+    config = _config_of(directory)
+    tensors = {name: stored.read().float() for name, stored in index_file(directory / WEIGHTS).items()}
+    names = [name for name in tensors if name.endswith(".lora_A.weight")]
+    factors = {}
+    for name in names:
+        other = name.replace(".lora_A.", ".lora_B.")
+        factors[name.removeprefix(_PREFIX).removesuffix(".lora_A.weight")] = tensors[name], tensors.get(other)
+    whole = all(b is not None for _, b in factors.values())
+    if not factors or not whole or len(tensors) != 2 * len(factors):
+        extra = next((name for name in tensors if ".lora_A." not in name and ".lora_B." not in name), "no lora_A")
         raise InputError(
-            f"The adapter in {directory} does not fit: {len(wrong)} of its tensors are missing here or of another "
-            f"shape, first {wrong[0]}; give the --rank and --targets that it was made with."
+            f"{directory} holds more or other than plain LoRA ({extra}); give an adapter of A and B alone."
         )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(values[name])
+    rank, alpha = config["r"], config["lora_alpha"]
+    power = 0.5 if config.get("use_rslora") else 1.0
+    scaling = dict.fromkeys(factors, alpha / rank**power)
+    digest = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()[:16]
+    return Adapter(scaling, factors, sum(t.numel() for t in tensors.values()) * 4, digest)  # type: ignore[arg-type]
 
 
-def stored(directory: Path) -> dict[str, Tensor]:
-    """The tensors of stored adapters by PEFT's names; raises InputError where there are none."""
-    if not (directory / WEIGHTS).is_file() or not (directory / CONFIG).is_file():
+def _config_of(directory: Path) -> dict[str, Any]:
+    if not (directory / CONFIG).is_file() or not (directory / WEIGHTS).is_file():
         raise InputError(
-            f"{directory} holds no adapter ({CONFIG} and {WEIGHTS} are looked for); give a directory that PEFT or "
-            "`train qlora` wrote."
+            f"{directory} is no adapter (it lacks {CONFIG} or {WEIGHTS}); give a directory that PEFT or `train qlora` "
+            "wrote, with its weights as safetensors."
         )
-    return load_file(directory / WEIGHTS)
-
-
-def deltas(directory: Path) -> dict[str, Delta]:
-    """What stored adapters add, by the name of the parameter that they are added to."""
-    values = stored(directory)
     config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    scale = config["lora_alpha"] / config["r"]
-    found = {}
-    for name, right in values.items():
-        base, mark, _ = name.removeprefix(_PREFIX).partition(".lora_A.")
-        if mark:
-            left = values[f"{_PREFIX}{base}.lora_B.weight"]
-            found[f"{base}.weight"] = Delta(left, right, scale)
-    return found
-
-
-def nbytes(directory: Path) -> int:
-    """Bytes of the stored adapters."""
-    return sum(value.nbytes for value in stored(directory).values())
-
-
-def require_peft() -> Any:
-    """The package; raises InputError with what to install."""
-    try:
-        import peft
-    except ImportError as error:
+    odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(key)]
+    if config.get("peft_type") != "LORA" or odd:
         raise InputError(
-            "Adapters are PEFT's, which is not installed; run `pip install 'subeight[train]'` and repeat."
-        ) from error
-    return peft
+            f"{directory} is an adapter of the kind {config.get('peft_type')}{' with ' + odd[0] if odd else ''}; only "
+            "plain LoRA of one rank can be trained further and merged here."
+        )
+    return config
+
+
+def shape_of(directory: Path) -> LoraShape:
+    """Rank and alpha of a stored adapter, its modules as targets."""
+    config = _config_of(directory)
+    names = tuple(read_adapter(directory).factors)
+    return LoraShape(config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0), names)
+
+
+def require_fits(directory: Path, model: Model, coordinate: str) -> None:
+    """Refuses an adapter of another base: by its mark where it has one, else by names and shapes.
+
+    Raises:
+        InputError: it was trained on another base, or has a linear that the model lacks or has in another shape.
+    """
+    mark = directory / MARK
+    if mark.is_file():
+        other = json.loads(mark.read_text(encoding="utf-8")).get("base")
+        if other != coordinate:
+            raise InputError(
+                f"The adapter in {directory} was trained on another base ({other}, and {model.label} with this recipe "
+                f"is {coordinate}); give the model and recipe that it was trained with, or another adapter."
+            )
+    shapes = {view.parameter.removesuffix(".weight"): view.info.shape for view in model.views() if view.expert is None}
+    for name, (a, b) in read_adapter(directory).factors.items():
+        shape = shapes.get(name)
+        if shape != (b.shape[0], a.shape[1]):
+            has = "has none of that name" if shape is None else f"has it as {shape[0]} x {shape[1]}"
+            raise ModelError(
+                f"The adapter in {directory} is for {name} of {b.shape[0]} x {a.shape[1]}, but {model.label} {has}; "
+                "give the base that it was trained on."
+            )

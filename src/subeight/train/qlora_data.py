@@ -1,159 +1,129 @@
-"""What an adapter learns from and what it is asked: rows of the `text` room, only what is scored counts.
+"""Training text to sequences with their scored tokens, and the part that is held out to see what was learned.
 
-A completion is followed by the end-of-text token, so that the model learns to stop; a row with choices teaches its
-answer. Rows are split by document, so that nothing of a held-out document is trained on.
+Rows are those of `docs/text.md`. What is scored there is what is trained on: a completion, the assistant's turns, all
+of a text; of a question with choices, the right one. Completions and choices are closed by the end-of-text token, so
+that a model learns to stop.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from subeight.errors import TextError
-from subeight.text import EvaluationSet, Sample, evaluate_set, hash_tokens, read_documents
-from subeight.text.tokens import Tokenizer
+from subeight.evals.passes import Sequences, context_length
+from subeight.models.model import Model
+from subeight.text import EvaluationSet, Sample, evaluate_set, hash_tokens
 
-IGNORED = -100  # a label that does not count, in transformers' words
-MOST_HELD_OUT = 400  # documents: more only take longer
+IGNORED = -100  # the label of a token that does not count, as torch has it
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """The samples that are trained on, those that are held out, and what a user should know of them."""
+    """Sequences to train on, and those that are held out; `hash` is of both."""
 
     train: tuple[Sample, ...]
-    held_out: EvaluationSet
-    hash: str  # of what is trained on
+    held_out: tuple[Sample, ...]
+    hash: str
+    held_out_hash: str
     warnings: tuple[str, ...] = ()
 
     @property
-    def tokens(self) -> int:
-        """Tokens that are read in one epoch."""
-        return sum(len(sample.ids) for sample in self.train)
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is trained on."""
+        return max(len(sample.ids) for sample in self.train)
 
     @property
     def scored(self) -> int:
-        """Tokens that are learned in one epoch."""
+        """Tokens that the loss counts in one pass over the training part."""
         return sum(sample.count for sample in self.train)
 
     @property
-    def longest(self) -> int:
-        return max(len(sample.ids) for sample in self.train)
+    def has_answers(self) -> bool:
+        """Whether sequences have a scored end after a prompt, so that an answer can be right as a whole."""
+        return any(_is_answer(sample) for sample in self.held_out)
 
 
 def lessons(
-    data: str | Path,
-    tokenizer: Tokenizer,
-    *,
-    length: int,
-    held_out: float | str | Path = 0.1,
-    seed: int = 0,
-    tokens: int | None = None,
+    model: Model, data: str, *, held_out: str | None, share: float, length: int, seed: int, tokens: int | None = None
 ) -> Lessons:
-    """Reads `data`; `held_out` is a share of its documents, or another source to evaluate on.
+    """Reads `data`, cuts sequences of at most `length` tokens, and holds out `held_out`, or a share of the documents.
 
-    Text is cut in windows of `length` tokens, and of a longer conversation or completion the end is kept. `tokens` caps
-    what is evaluated.
+    A document, with all its windows, is in one part. `tokens` caps what is held out.
 
     Raises:
-        TextError: no row to learn from, a conversation that ends with the user, or too little to hold any out.
+        TextError: there is no text, a row cannot be learned from, or one part would be empty.
     """
-    samples = _samples(data, tokenizer, length)
-    if isinstance(held_out, float):
-        train, asked = _split(samples, held_out, seed, str(data))
-    else:
-        train, asked = samples, _samples(held_out, tokenizer, length)
-    settings: dict[str, object] = {"length": length}
-    learned = tuple(taught for sample in train if (taught := _taught(sample)).count)
-    if not learned:
-        raise TextError(f"{data} has nothing to learn from: no token of it is scored; give rows with a completion.")
-    known = {sample.ids for sample in learned}
-    again = sum(sample.ids in known for each in asked for sample in [_taught(each)])
-    questions = tuple(_capped([part for sample in asked for part in _asked(sample)], tokens))
-    warnings = []
-    if again:
-        warnings.append(f"{again} of {len(asked)} held-out rows are trained on too, word by word: they flatter.")
-    found = EvaluationSet(questions, _hash(questions, {**settings, "held out": True}))
-    return Lessons(learned, found, _hash(learned, settings), tuple(warnings))
-
-
-def _samples(source: str | Path, tokenizer: Tokenizer, length: int) -> tuple[Sample, ...]:
-    if length < 8:
-        raise TextError(f"--length {length} leaves no room for a row; give 8 tokens or more.")
-    answered = {d.id for d in read_documents(source) if d.completion is not None or d.choices is not None}
-    found = evaluate_set(source, tokenizer, window=length, longest=length - 1).samples
-    waiting = [sample.document for sample in found if sample.needs_answer and sample.choices is None]
-    if waiting:
-        raise TextError(
-            f"{len(waiting)} conversations of {source} end with the user (first {waiting[0]!r}), so there is no answer "
-            "to learn from; end them with the assistant's turn, or give a `completion`."
-        )
-    unanswered = [sample.document for sample in found if sample.choices is not None and sample.answer is None]
-    if unanswered:
-        raise TextError(
-            f"{len(unanswered)} rows of {source} have `choices` and no `answer` (first {unanswered[0]!r}); give the "
-            "index or the text of the right one."
-        )
-    return tuple(_ended(sample, tokenizer) if sample.document in answered else sample for sample in found)
-
-
-def _ended(sample: Sample, tokenizer: Tokenizer) -> Sample:
-    """A completion, or every choice, followed by the end of the text."""
-    end = tokenizer.eos_token_id
-    if not isinstance(end, int):
-        return sample
-    if sample.choices is not None:
-        return replace(sample, choices=tuple((*c, end) if c[-1] != end else c for c in sample.choices))
-    if sample.ids[-1] == end:
-        return sample
-    return replace(sample, ids=(*sample.ids, end), scored=(*sample.scored, True))
-
-
-def _taught(sample: Sample) -> Sample:
-    """The sample as it is trained on: of a question its answer."""
-    if sample.choices is None or sample.answer is None:
-        return sample
-    answer = sample.choices[sample.answer]
-    scored = (False,) * len(sample.ids) + (True,) * len(answer)
-    return replace(
-        sample, ids=sample.ids + answer, scored=scored, choices=None, answer=None, needs_answer=False
-    )
-
-
-def _asked(sample: Sample) -> list[Sample]:
-    """The sample as it is evaluated: a question once by its answer's tokens and once by its choices."""
-    if sample.choices is None:
-        return [sample]
-    silent = replace(sample, scored=(False,) * len(sample.ids), needs_answer=False)
-    return [_taught(sample), silent]
-
-
-def _split(
-    samples: Sequence[Sample], share: float, seed: int, source: str
-) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Documents drawn from the seed; where there is one document only, its last windows are held out."""
     if not 0 < share < 1:
-        raise TextError(f"--held-out {share:g} is no share of the documents; give a number between 0 and 1, such as 0.1.")
-    documents = list(dict.fromkeys(sample.document for sample in samples))
-    if len(documents) == 1:
-        count = max(1, round(share * len(samples)))
-        if count >= len(samples):
-            raise TextError(f"{source} is a single row, so none can be held out; give more rows, or --evals.")
-        return tuple(samples[:-count]), tuple(samples[-count:])
-    count = min(max(1, round(share * len(documents))), MOST_HELD_OUT, len(documents) - 1)
-    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = {documents[place] for place in order[:count]}
-    train = tuple(sample for sample in samples if sample.document not in chosen)
-    return train, tuple(sample for sample in samples if sample.document in chosen)
+        raise TextError(f"--held-out-share was given {share:g}; give a share between 0 and 1, for instance 0.1.")
+    window = min(length, context_length(model))
+    tokenizer = model.tokenizer()
+    stop = tokenizer.eos_token_id
+
+    def read(source: str) -> list[Sample]:
+        found = evaluate_set([source], tokenizer, window=window, longest=window).samples
+        return [_learnable(sample, source, stop) for sample in found]
+
+    given = read(data)
+    if held_out is None:
+        train, kept = _split(given, data, share, seed)
+    else:
+        train, kept = given, read(held_out)
+    warnings = _cut_warnings(train, window) + _overlap_warnings(train, kept)
+    kept = _capped(kept, tokens)
+    return Lessons(tuple(train), tuple(kept), _hash([*train, *kept]), _hash(kept), tuple(warnings))
 
 
-def _capped(samples: Sequence[Sample], tokens: int | None) -> list[Sample]:
-    kept: list[Sample] = []
+def _learnable(sample: Sample, source: str, stop: int | None) -> Sample:
+    """The sample as it is trained on; choices keep theirs beside it, for the held-out part."""
+    end = () if stop is None else (stop,)
+    if sample.choices is not None:
+        if sample.answer is None:
+            raise TextError(
+                f"document {sample.document!r} of {source} has choices but no `answer`, so there is nothing to learn; "
+                "give the right one."
+            )
+        right = sample.choices[sample.answer]
+        ids = (*sample.ids, *right, *end)
+        scored = (*(False for _ in sample.ids), *(True for _ in (*right, *end)))
+        return replace(sample, ids=ids, scored=scored, needs_answer=False)
+    if sample.needs_answer:
+        raise TextError(
+            f"document {sample.document!r} of {source} ends with a user's turn, so there is no answer to learn; add "
+            "the assistant's turn, or a `completion`."
+        )
+    if _is_answer(sample) and sample.ids[-1:] != end and sample.scored[-1]:
+        return replace(sample, ids=(*sample.ids, *end), scored=(*sample.scored, *(True for _ in end)))
+    return sample
+
+
+def _is_answer(sample: Sample) -> bool:
+    """Whether something unscored stands before what is scored, beyond what begins every text."""
+    first = sample.scored.index(True) if any(sample.scored) else 0
+    return first > 1
+
+
+def _split(samples: Sequence[Sample], source: str, share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Documents in the order of their hashes; the first `share` of them is held out."""
+    names = list(dict.fromkeys(sample.document for sample in samples))
+    if len(names) < 2:
+        raise TextError(
+            f"{source} holds one document, and one part of the data must be held out to see what was learned; give "
+            "more documents, or a second file with --held-out."
+        )
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}\n{name}".encode()).digest())
+    out = set(order[: max(1, min(round(share * len(names)), len(names) - 1))])
+    train = [sample for sample in samples if sample.document not in out]
+    return train, [sample for sample in samples if sample.document in out]
+
+
+def _capped(samples: list[Sample], tokens: int | None) -> list[Sample]:
     left = tokens
+    kept: list[Sample] = []
     for sample in samples:
         if left is not None and kept and len(sample.ids) > left:
             break
@@ -162,28 +132,71 @@ def _capped(samples: Sequence[Sample], tokens: int | None) -> list[Sample]:
     return kept
 
 
-def _hash(samples: Sequence[Sample], settings: dict[str, object]) -> str:
+def _cut_warnings(samples: Sequence[Sample], window: int) -> list[str]:
+    full = sum(len(sample.ids) >= window and _is_answer(sample) for sample in samples)
+    if not full:
+        return []
+    return [f"{full} sequences reach --length {window}; of longer ones only the end is trained on."]
+
+
+def _overlap_warnings(train: Sequence[Sample], kept: Sequence[Sample]) -> list[str]:
+    known = {sample.ids for sample in train}
+    same = sum(sample.ids in known for sample in kept)
+    if not same:
+        return []
+    return [f"{same} of {len(kept)} held-out sequences are trained on too, word for word; what is measured flatters."]
+
+
+def _hash(samples: Sequence[Sample]) -> str:
     rows = [row for sample in samples for row in (sample.ids, *(sample.choices or ()))]
+    settings = {"for": "training", "answers": [sample.answer for sample in samples]}
     return hash_tokens(rows, [sample.scored for sample in samples], settings)
 
 
-def rows_of(samples: Sequence[Sample]) -> list[dict[str, list[int]]]:
-    """The samples as transformers' Trainer takes them: what does not count is labelled -100."""
-    return [
-        {
-            "input_ids": list(sample.ids),
-            "labels": [token if counts else IGNORED for token, counts in zip(sample.ids, sample.scored, strict=True)],
-        }
-        for sample in samples
-    ]
+def held_out_sequences(held: Lessons) -> Sequences:
+    """The held-out part as passes run it: answers token by token, then every choice of every question."""
+    plain = tuple(replace(sample, choices=None, answer=None) for sample in held.held_out)
+    asked = [_question(sample) for sample in held.held_out if sample.choices is not None]
+    if not asked:
+        return Sequences(plain, len(plain), (), (), (), ())
+    options = Sequences.of(EvaluationSet(tuple(asked), ""))
+    return replace(options, samples=(*plain, *options.samples), scored=len(plain))
 
 
-def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """A batch, padded behind: causal attention never looks there, and no padding counts."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
-    for at, row in enumerate(rows):
-        ids[at, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-        labels[at, : len(row["labels"])] = torch.tensor(row["labels"])
-    return {"input_ids": ids, "labels": labels}
+def _question(sample: Sample) -> Sample:
+    """The question alone, its choices beside it."""
+    first = sample.scored.index(True)
+    return replace(sample, ids=sample.ids[:first], scored=(False,) * first)
+
+
+class LabelledRows(torch.utils.data.Dataset):
+    """Sequences as transformers' Trainer takes them: ids and labels, which are not shifted."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        sample = self._samples[index]
+        labels = [token if counts else IGNORED for token, counts in zip(sample.ids, sample.scored, strict=True)]
+        return {"input_ids": list(sample.ids), "labels": labels}
+
+
+def collate(rows: Sequence[dict[str, list[int]]], pad: int = 0) -> dict[str, Tensor]:
+    """Rows padded at the right to the longest: ids, labels and mask [rows, width]."""
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name: str, value: int) -> Tensor:
+        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+
+    mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+    found = {"input_ids": padded("input_ids", pad), "labels": padded("labels", IGNORED)}
+    return {**found, "attention_mask": torch.tensor(mask)}
+
+
+def scored_columns(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns whose next token counts in some row, and the labels [rows, columns] of those next tokens."""
+    columns = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
+    return columns, labels[:, 1:][:, columns]
