@@ -52,16 +52,18 @@ class LoraShape:
             )
 
 
-def chosen_targets(base: Base, model: Model, targets: Sequence[str]) -> list[str]:
-    """Full names of the modules that get adapters, in the order of the model.
+def chosen_targets(model: Model, targets: Sequence[str]) -> list[str]:
+    """Full names of the modules that get adapters, in the order of the model; no weight is read for it.
 
     Raises:
         InputError: a target that names no linear of the blocks, or fused experts, which hold no module of their own.
     """
     views = [view for view in model.views() if view.info.kind in ("linear", "conv1d") and view.expert is None]
-    kinds = (FrozenLinear, nn.Linear, Conv1D)
-    names = [view.parameter.removesuffix(".weight") for view in views]
-    names = [name for name in names if isinstance(base.module.get_submodule(name), kinds)]
+    modules = {view.parameter.removesuffix(".weight") for view in views}
+    skeleton = model.skeleton.model
+    names = [
+        name for name, each in skeleton.named_modules() if name in modules and isinstance(each, nn.Linear | Conv1D)
+    ]
     found: set[str] = set()
     for target in targets:
         hit = names if target == _ALL else [name for name in names if _fits(name, target)]
@@ -115,11 +117,17 @@ def add_adapters(base: Base, names: Sequence[str], shape: LoraShape, source: str
     return model
 
 
-def save_adapter(model: Any, directory: Path, coordinate: str) -> None:
-    """Writes PEFT's two files, and beside them which base the adapter was trained on."""
+def adapter_count(model: Model, names: Sequence[str], rank: int) -> int:
+    """How many numbers adapters of this rank have on these modules."""
+    shapes = {view.parameter.removesuffix(".weight"): view.info.shape for view in model.views() if view.expert is None}
+    return sum(rank * sum(shapes[name]) for name in names)
+
+
+def save_adapter(model: Any, directory: Path, origin: Mapping[str, str | None]) -> None:
+    """Writes PEFT's two files, and beside them on which base the adapter was trained: see `require_fits`."""
     model.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)  # a model card with nothing on it
-    atomic_write(directory / MARK, json.dumps({"base": coordinate}) + "\n")
+    atomic_write(directory / MARK, json.dumps(dict(origin)) + "\n")
 
 
 def load_into(model: Any, directory: Path) -> None:
@@ -194,19 +202,22 @@ def shape_of(directory: Path) -> LoraShape:
     return LoraShape(config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0), names)
 
 
-def require_fits(directory: Path, model: Model, coordinate: str) -> None:
+def require_fits(directory: Path, model: Model, origin: Mapping[str, str | None]) -> None:
     """Refuses an adapter of another base: by its mark where it has one, else by names and shapes.
+
+    `origin` has the fingerprint of the `base`, or where that is to be made yet (None), what it is `made_of`.
 
     Raises:
         InputError: it was trained on another base, or has a linear that the model lacks or has in another shape.
     """
     mark = directory / MARK
     if mark.is_file():
-        other = json.loads(mark.read_text(encoding="utf-8")).get("base")
-        if other != coordinate:
+        said = json.loads(mark.read_text(encoding="utf-8"))
+        key = "made_of" if origin.get("base") is None else "base"
+        if said.get(key) != origin[key]:
             raise InputError(
-                f"The adapter in {directory} was trained on another base ({other}, and {model.label} with this recipe "
-                f"is {coordinate}); give the model and recipe that it was trained with, or another adapter."
+                f"The adapter in {directory} was trained on another base ({said.get(key)}, and {model.label} as it is "
+                f"asked for here is {origin[key]}); give the model and recipe that it was trained with."
             )
     shapes = {view.parameter.removesuffix(".weight"): view.info.shape for view in model.views() if view.expert is None}
     for name, (a, b) in read_adapter(directory).factors.items():

@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def train(
     samples: Sequence[Sample],
     course: Course,
     directory: Path,
-    coordinate: str,
+    origin: Mapping[str, str | None],
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -94,6 +94,8 @@ def train(
     quiet: bool = False,
 ) -> Learned:
     """Trains the adapters of a wrapped model; checkpoints go to `directory`, and the last whole one there is resumed.
+
+    `origin` is what adapters are marked with: the base that they were trained on.
 
     Raises:
         InputError: the loss is not finite.
@@ -106,7 +108,7 @@ def train(
         args=arguments,
         train_dataset=rows,
         data_collator=partial(collate, pad=0),
-        coordinate=coordinate,
+        origin=origin,
     )
     last = last_checkpoint(directory)
     before = 0 if last is None else _state(last)["global_step"]
@@ -170,10 +172,10 @@ class _ScoredTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, coordinate: str, **options: Any) -> None:
+    def __init__(self, *, origin: Mapping[str, str | None], **options: Any) -> None:
         super().__init__(**options)
         self.model_accepts_loss_kwargs = True  # counts scored tokens over all batches of an update
-        self._coordinate = coordinate
+        self._origin = origin
 
     def compute_loss(
         self,
@@ -202,9 +204,7 @@ class _ScoredTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return (loss, outputs) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ARG002 - adapters only
-        save_adapter(
-            self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), self._coordinate
-        )
+        save_adapter(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), self._origin)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_into(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))

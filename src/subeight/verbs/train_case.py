@@ -13,8 +13,9 @@ from subeight.export import Exporter, exporter_for
 from subeight.models.align import align
 from subeight.models.model import Model
 from subeight.recipes import Plan, Recipe
-from subeight.records import UNKNOWN, Coordinates
+from subeight.records import UNKNOWN, Coordinates, fingerprint
 from subeight.text import Calibration
+from subeight.train.merging import stored_bytes
 from subeight.verbs.evaluate import own_record
 from subeight.verbs.planning import calibration_of, checkpoint_bytes, planned, target_of
 from subeight.verbs.quantize import keep_plan, loop_settings
@@ -66,6 +67,25 @@ class Case:
             full = UNKNOWN if self.full is None else self.full.coordinate
             found = Coordinates(baseline=full, recipe=UNKNOWN, calibration=UNKNOWN)
         return found.model_copy(update={"evaluation": evaluation, "stack": stack})
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """What adapters are marked with: the fingerprint of the base where it is there, else what it is made of."""
+        if not self.makes or self.plan is None:
+            return {"base": self.opened.coordinate, "made_of": None}
+        calibration = None if self.calibration is None else self.calibration.hash
+        return {"base": None, "made_of": fingerprint([self.opened.coordinate, self.plan.fingerprint, calibration])}
+
+    @property
+    def held(self) -> int:
+        """Bytes that the packed base will hold, from its plan."""
+        item = self.session.dtype.itemsize
+        if not self.makes or self.plan is None:
+            return stored_bytes(self.opened, self.session.dtype)
+        sites = [site for site in self.plan.quantized if site.linear.kind != "tied"]
+        named = self.opened.skeleton.model.named_parameters()
+        plain = sum(value.numel() for name, value in named if name not in self.opened.skeleton.tied_names)
+        return sum(site.bytes for site in sites) + (plain - sum(site.linear.count for site in sites)) * item
 
     def base(self, directory: Path) -> Model:
         """The quantized model: written to `directory`, or read back from there, or the one that was given."""
@@ -152,9 +172,3 @@ def _storable(model: Model, plan: Plan) -> Plan:
         for site in plan.sites
     )
     return replace(plan, sites=sites)
-
-
-def dry_numbers(case: Case) -> dict[str, object]:
-    """What a dry run can say: the plan, and what is written."""
-    plan = {} if case.plan is None or not case.makes else {"plan": case.plan.to_dict()}
-    return {**plan, "predicted": {"disk_bytes": case.disk}}

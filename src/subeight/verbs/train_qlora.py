@@ -3,7 +3,7 @@
 import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from subeight.records.memory import free_bytes
 from subeight.train.adapters import (
     CONFIG,
     LoraShape,
+    adapter_count,
     add_adapters,
     chosen_targets,
     load_into,
@@ -28,13 +29,13 @@ from subeight.train.adapters import (
 )
 from subeight.train.manifest import Manifest, manifest
 from subeight.train.qlora import Course, train
-from subeight.train.qlora_base import Base, load_base
+from subeight.train.qlora_base import load_base
 from subeight.train.qlora_data import Lessons, lessons
 from subeight.train.qlora_fit import require_memory
 from subeight.train.qlora_measure import Question, module_pass
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, calibration_settings, finish, where
-from subeight.verbs.train_case import Case, case_of, dry_numbers
+from subeight.verbs.train_case import Case, case_of
 from subeight.verbs.train_merges import Merged, measure_merges, require_merge
 
 Tell = Callable[[Manifest], None]
@@ -55,6 +56,7 @@ class _Work:
 
     learned: Lessons
     shape: LoraShape
+    names: tuple[str, ...]  # of the modules that get adapters
     course: Course
     given: Path | None
     merge: str
@@ -103,12 +105,14 @@ def train_qlora(
         seed=options.seed,
         tokens=options.eval_tokens,
     )
-    coordinates = case.coordinates(learned.held_out_hash)
+    names = tuple(chosen_targets(case.opened, shape.targets))
+    if adapter is not None:
+        require_fits(adapter, case.opened, case.origin)
+    work = _Work(learned, shape, names, course or Course(), adapter, merge, tell, where(model))
+    foreseen = _require_memory(case, work)
     if options.dry_run:
-        subject = {"model": case.opened.label, "recipe": case.plan.recipe if case.plan else None}
-        lines = (f"{len(learned.train)} sequences to train on, {len(learned.held_out)} held out.",)
-        return Result(session.record(coordinates, dry_numbers(case), subject=subject), lines=lines)
-    work = _Work(learned, shape, course or Course(), adapter, merge, tell, where(model))
+        return _dry(case, learned, foreseen)
+    coordinates = case.coordinates(learned.held_out_hash)
     paths = {"model": where(model), "data": where(data), "held_out": material.held_out}
     with state.main_process_first():
         begun = _begin(session, case, coordinates, work)
@@ -158,10 +162,7 @@ def _begin(session: Session, case: Case, coordinates: Coordinates, work: _Work) 
         if (run.directory / "record.json").is_file():
             lines = (f"{run.directory} is finished; nothing was done again.",)
             return Result(run.read(), run.directory, run.directory / "report.html", lines)
-        base = case.base(run.directory / "base")
-        if work.given is not None:
-            require_fits(work.given, base, base.coordinate)
-        return base
+        return case.base(run.directory / "base")
 
 
 def _learn_and_merge(case: Case, base: Model, work: _Work, run: Run, *, main: bool) -> dict[str, Any] | None:
@@ -183,26 +184,25 @@ def _learn(
     """Loads the base, trains (or takes over what was trained), and lets the trained model answer the held-out part."""
     session, directory = case.session, run.directory
     loaded = load_base(base, session.dtype, session.device)
-    names = chosen_targets(loaded, base, work.shape.targets)
-    wrapped = add_adapters(loaded, names, work.shape, work.source, session.options.seed)
+    wrapped = add_adapters(loaded, work.names, work.shape, work.source, session.options.seed)
     if work.given is not None:
         load_into(wrapped, work.given)
     reasons = {} if case.plan is None else {s.linear.name: s.reason for s in case.plan.sites if s.weights is None}
     listed = manifest(loaded, base, reasons, wrapped)
-    foreseen = _require_memory(case, base, loaded, listed, work)
     if main:
         atomic_write(directory / "manifest.json", json.dumps(listed.numbers(), indent=1) + "\n")
     if main and work.tell is not None:
         work.tell(listed)
-    notes: dict[str, Any] = {"manifest": listed.numbers(), "foreseen_bytes": foreseen, "adapter": "adapter"}
+    notes: dict[str, Any] = {"manifest": listed.numbers(), "adapter": "adapter"}
     learned, adapter = directory / "learned.json", directory / "adapter"
     if learned.is_file() and (adapter / CONFIG).is_file():
         load_into(wrapped, adapter)
         notes["training"] = json.loads(learned.read_text(encoding="utf-8"))
     else:
-        notes["training"] = _train(wrapped, base, work, session, directory)
+        origin = {"made_of": case.origin["made_of"], "base": base.coordinate}
+        notes["training"] = _train(wrapped, origin, work, session, directory)
         if main:
-            save_adapter(wrapped, adapter, base.coordinate)
+            save_adapter(wrapped, adapter, origin)
             atomic_write(learned, json.dumps(notes["training"]) + "\n")
     question = Question.of(work.learned)
     apart = module_pass(wrapped.get_base_model(), base, question, session.computing) if main else None
@@ -212,7 +212,9 @@ def _learn(
     return notes, apart, question
 
 
-def _train(wrapped: Any, base: Model, work: _Work, session: Session, directory: Path) -> dict[str, Any]:
+def _train(
+    wrapped: Any, origin: Mapping[str, str | None], work: _Work, session: Session, directory: Path
+) -> dict[str, Any]:
     if work.course.steps == 0:
         return {"curve": [], "steps": 0, "resumed_at": 0, "seconds": 0.0, "scored_tokens": 0}
     found = train(
@@ -220,7 +222,7 @@ def _train(wrapped: Any, base: Model, work: _Work, session: Session, directory: 
         work.learned.train,
         work.course,
         directory / "checkpoints",
-        base.coordinate,
+        origin,
         dtype=session.dtype,
         device=session.device,
         seed=session.options.seed,
@@ -229,19 +231,32 @@ def _train(wrapped: Any, base: Model, work: _Work, session: Session, directory: 
     return {**found.numbers(), "peak_rss_bytes": peak_rss_bytes()}
 
 
-def _require_memory(case: Case, base: Model, loaded: Base, listed: Manifest, work: _Work) -> int:
-    """What training will take, in bytes; refused where it is more than can be had."""
-    options, device = case.session.options, case.session.device
+def _require_memory(case: Case, work: _Work) -> int:
+    """What training will take, in bytes; refused, before anything is made, where it is more than can be had."""
+    device = case.session.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_bytes()
-    limit = min(options.max_memory or 1 << 62, loaded.nbytes + free)
-    columns = max(sample.count for sample in work.learned.train)
+    longest = work.learned.longest
     return require_memory(
-        base,
-        held=loaded.nbytes,
-        trained=sum(entry.count for entry in listed.of("trained")),
+        case.opened,
+        held=case.held,
+        trained=adapter_count(case.opened, work.names, work.shape.rank),
         rows=work.course.batch,
-        length=work.learned.longest,
-        columns=min(columns, work.learned.longest),
-        limit=limit,
+        length=longest,
+        columns=min(longest, max(sample.count for sample in work.learned.train)),
+        limit=min(case.session.options.max_memory or free, free),
         item=case.session.dtype.itemsize,
     )
+
+
+def _dry(case: Case, learned: Lessons, foreseen: int) -> Result:
+    """What would be done: the plan of the base, memory and disk. Nothing is hashed that would have to be read whole."""
+    plan = {} if case.plan is None or not case.makes else {"plan": case.plan.to_dict()}
+    numbers = {**plan, "predicted": {"memory_bytes": foreseen, "disk_bytes": case.disk}}
+    subject = {"model": case.opened.label, "recipe": case.plan.recipe if case.plan else None}
+    coordinates = Coordinates(evaluation=learned.held_out_hash, stack=case.session.stack.hash)
+    memory = f"{foreseen / 1e9:.2f} GB beside the program's own"
+    lines = (
+        f"{len(learned.train)} sequences to train on, {len(learned.held_out)} held out; about {memory}, "
+        f"{case.disk / 1e9:.2f} GB on disk for the base.",
+    )
+    return Result(case.session.record(coordinates, numbers, subject=subject), lines=lines)
