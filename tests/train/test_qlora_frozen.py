@@ -7,17 +7,7 @@ from subeight.kernels.native import native
 from subeight.train import qlora_frozen
 from subeight.train.qlora_frozen import FrozenEmbedding, FrozenExperts, FrozenLinear, FrozenWeight
 
-FORMATS = [
-    "nf4:g32",
-    "int4:g32:asym",
-    "int3:g32",
-    "int8:channel",
-    "int5:tensor",
-    "mxfp4",
-    "nvfp4",
-    "fp8",
-    "int4:g32:had",
-]
+FORMATS = ["nf4:g32", "int4:g32:asym", "int3:g32", "int8:channel", "int5:tensor", "mxfp4", "fp8", "int4:g32:had"]
 
 
 def weight_of(format: str, rows: int = 40, width: int = 64, seed: int = 0):
