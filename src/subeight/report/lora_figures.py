@@ -46,6 +46,10 @@ def sizes_against_gain(found: Sequence[Way], height: int = 380) -> go.Figure:
     return figure
 
 
+def _hover(way: Way) -> str:
+    return f"<b>{plain(way.label)}</b><br>{size(way.bytes)}, {percent(way.kept.value)} kept<br>KL {said(way.kl)}"
+
+
 def loss_by_update(points: Sequence[tuple[int, float]], height: int = 320) -> go.Figure:
     """The loss of scored tokens by update."""
     figure = go.Figure(layout=layout(height))
