@@ -52,6 +52,14 @@ class LoraShape:
             )
 
 
+def require_peft() -> None:
+    """Raises InputError, with what to install, where PEFT is missing."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise InputError("Adapters are PEFT's, which is not installed; run pip install 'subeight[train]'.") from error
+
+
 def chosen_targets(model: Model, targets: Sequence[str]) -> list[str]:
     """Full names of the modules that get adapters, in the order of the model; no weight is read for it.
 

@@ -24,6 +24,7 @@ from subeight.train.adapters import (
     load_into,
     read_adapter,
     require_fits,
+    require_peft,
     save_adapter,
     shape_of,
 )
@@ -90,6 +91,7 @@ def train_qlora(
     """
     options = options or Options()
     session = Session("train_qlora", options)
+    require_peft()
     require_merge(merge)
     state = PartialState(cpu=session.device.type == "cpu")
     if state.num_processes > 1 and session.device.type == "cuda":
