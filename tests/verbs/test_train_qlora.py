@@ -90,6 +90,22 @@ def test_what_is_finished_is_not_done_again(house, data, nf4, trained):
     assert "nothing was done again" in again.lines[0] and again.numbers == trained[0].numbers
 
 
+def test_an_interrupted_training_goes_on_and_ends_alike(house, data, nf4, trained, tmp_path, monkeypatch):
+    def killed(self, args, state, control, **_):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("subeight.train.qlora._Shown.on_step_end", killed)
+        call(house, data, nf4, tmp_path / "run")
+    found = call(house, data, nf4, tmp_path / "run")
+    assert found.numbers["training"]["resumed_at"] == 3
+    weights = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (trained[0].directory / weights).read_bytes()
+    assert found.numbers["merges"] == trained[0].numbers["merges"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_an_adapter_is_measured_without_training(house, data, nf4, trained, tmp_path):
     adapter = trained[0].directory / "adapter"
     found = call(
@@ -118,6 +134,7 @@ BAD = {
     "a recipe for what has codes": ({"model": "base"}, "is quantized already"),
     "a baseline for what has none": ({"baseline": "smollm2"}, "is in full precision itself"),
     "a merge that is none": ({"merge": "all"}, "allowed are best, 16-bit"),
+    "a merge that cannot be": ({"model": "base", "recipe": None, "merge": "16-bit"}, "cannot be made of"),
     "unknown targets": ({"shape": LoraShape(targets=("q_prj",))}, "did you mean q_proj"),
     "no data": ({"data": "nowhere.jsonl"}, "there is no file"),
     "an empty file": ({"data": "empty"}, "is empty"),
@@ -147,7 +164,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(house, data, nf4, traine
     options = house.options(out=tmp_path / "run", **changed.pop("options", {}))
     given = {"shape": SHAPE, "course": COURSE, **changed}
     with pytest.raises(InputError) as caught:
-        train_qlora(str(model), str(source), str(nf4), options=options, **given)
+        train_qlora(str(model), str(source), given.pop("recipe", str(nf4)), options=options, **given)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 

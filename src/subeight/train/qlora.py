@@ -133,7 +133,7 @@ def _arguments(
     course: Course, directory: Path, dtype: torch.dtype, device: torch.device, seed: int
 ) -> TrainingArguments:
     steps = course.steps
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(directory),
         num_train_epochs=course.epochs,
         max_steps=-1 if steps is None else steps,
@@ -162,6 +162,9 @@ def _arguments(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
     )
+    if made.n_gpu > 1:
+        made._n_gpu = 1  # packed weights lie on one device: several are several processes
+    return made
 
 
 class _ScoredTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped

@@ -14,6 +14,7 @@ from subeight.train.qlora_measure import Question, Seen, seen, streamed_pass
 from subeight.train.qlora_verdict import Verdict, judge
 from subeight.verbs.train_case import Case
 
+UNKNOWN_RECIPE = "the recipe of the base is not known"
 MERGES = ("best", FULL, DEQUANTIZED, AGAIN, "none")
 
 
@@ -21,6 +22,17 @@ def require_merge(name: str) -> None:
     """Raises InputError for a `--merge` that is none."""
     if name not in MERGES:
         raise InputError(f"--merge was given {name!r}; allowed are {', '.join(MERGES)}.")
+
+
+def require_possible(case: Case, name: str) -> None:
+    """Raises InputError for a `--merge` that cannot be made of this base."""
+    reason = None
+    if name == FULL:
+        reason = case.why_not_full(case.opened)
+    elif name == AGAIN and case.plan is None:
+        reason = UNKNOWN_RECIPE
+    if reason is not None:
+        raise InputError(f"--merge {name} cannot be made of {case.opened.label}: {reason}; give another, or none.")
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ def measure_merges(
     models[DEQUANTIZED] = merged(base, adapter, case.dtype)
     again = directory / AGAIN
     if case.plan is None:
-        skipped[AGAIN] = "the recipe of the base is not known"
+        skipped[AGAIN] = UNKNOWN_RECIPE
     else:
         source = models.get(FULL) or models[DEQUANTIZED]
         case.quantize(source, again)
@@ -81,8 +93,6 @@ def _written(case: Case, verdict: Verdict, models: dict[str, Model], directory: 
     """Puts the merge that is asked for into `merged`; nothing where keeping apart is best."""
     mode = verdict.best if merge == "best" else None if merge == "none" else merge
     again, place = directory / AGAIN, directory / "merged"
-    if mode is not None and mode != APART and mode not in models:
-        raise InputError(f"--merge {mode} cannot be made here; the record says why.")
     if mode == AGAIN:
         shutil.rmtree(again / ".blocks", ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from subeight.errors import InputError
 from subeight.evals.passes import Pass
 from subeight.models.model import Model
 from subeight.records import Coordinates, Run, atomic_write, peak_rss_bytes
@@ -37,7 +38,7 @@ from subeight.train.qlora_measure import Question, module_pass
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result, Session, calibration_settings, finish, where
 from subeight.verbs.train_case import Case, case_of
-from subeight.verbs.train_merges import Merged, measure_merges, require_merge
+from subeight.verbs.train_merges import Merged, measure_merges, require_merge, require_possible
 
 Tell = Callable[[Manifest], None]
 
@@ -94,9 +95,9 @@ def train_qlora(
     require_peft()
     require_merge(merge)
     state = PartialState(cpu=session.device.type == "cpu")
-    if state.num_processes > 1 and session.device.type == "cuda":
-        session.device = state.device
+    _place(session, state)
     case, material = case_of(session, model, recipe, baseline), material or Material()
+    require_possible(case, merge)
     shape = shape_of(adapter) if adapter is not None else shape or LoraShape()
     learned = lessons(
         case.opened,
@@ -124,6 +125,7 @@ def train_qlora(
         numbers = _learn_and_merge(case, begun, work, run, main=state.is_main_process)
         if numbers is None:
             return Result(session.record(coordinates, {}))
+        numbers["foreseen_bytes"] = foreseen
         record = session.record(
             coordinates,
             numbers,
@@ -144,6 +146,18 @@ def train_qlora(
         result = finish(run, record, tuple(numbers["findings"]))
     shutil.rmtree(run.directory / "checkpoints", ignore_errors=True)
     return result
+
+
+def _place(session: Session, state: PartialState) -> None:
+    """The device of this process, where there are several; a single one has the first."""
+    if session.device.type != "cuda":
+        return
+    if state.num_processes == 1 and session.device.index not in (None, 0):
+        raise InputError(
+            f"--device {session.device} was given, and training runs on the first device that it sees; set "
+            f"CUDA_VISIBLE_DEVICES={session.device.index} and give --device cuda."
+        )
+    session.device = state.device
 
 
 def _identity(case: Case, coordinates: Coordinates, work: _Work) -> dict[str, Any]:
