@@ -152,15 +152,17 @@ def our_qlora(model: Path, folder: Path, steps: int, recipe: str, *, asks: bool)
     return numbers
 
 
-def in_processes(model: Path, folder: Path, steps: int, threads: int, *, asks: bool) -> dict[str, Any]:
+def in_processes(
+    model: Path, folder: Path, steps: int, threads: int, recipes: list[str], *, asks: bool
+) -> dict[str, Any]:
     """Both trainings, each in a process of its own, and their memory as ratios."""
     found: dict[str, Any] = {}
-    for name in ("full", *RECIPES):
+    for name in ("full", *recipes):
         command = [sys.executable, __file__, "--child", name, "--model", str(model), "--folder", str(folder)]
         command += ["--steps", str(steps), "--threads", str(threads)] + ([] if asks else ["--no-questions"])
         found[name] = run_json(command)
     whole = found["full"]
-    for name in RECIPES:
+    for name in recipes:
         mine = found[name]
         beyond = mine["peak_bytes"] - mine["imports_bytes"], whole["peak_bytes"] - whole["imports_bytes"]
         mine["peak_ratio"] = mine["peak_bytes"] / whole["peak_bytes"]
@@ -173,6 +175,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--subject", type=Path, help="another model than smollm2")
     parser.add_argument("--large", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--write", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--questions", action=argparse.BooleanOptionalAction, default=True)
@@ -191,12 +195,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_task(folder)
-        numbers["smollm2"] = in_processes(unpacked(), folder, arguments.steps, arguments.threads, asks=True)
+        subject = arguments.subject or unpacked()
+        label = "smollm2" if arguments.subject is None else subject.name
+        how = arguments.threads, arguments.recipes
+        numbers[label] = in_processes(subject, folder, arguments.steps, *how, asks=True)
         if arguments.large:
             (folder / "large").mkdir()
             write_task(folder / "large")
             model = write_large(folder / "large" / "model")
-            numbers["random 0.8B"] = in_processes(model, folder / "large", LARGE_STEPS, arguments.threads, asks=False)
+            numbers["random 0.8B"] = in_processes(model, folder / "large", LARGE_STEPS, *how, asks=False)
     if arguments.write:
         write_result("qlora", numbers, steps=arguments.steps, batch=BATCH, rate=RATE, rank=SHAPE.rank, rows=ROWS)
     else:
