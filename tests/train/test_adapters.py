@@ -48,6 +48,8 @@ def test_plain_peft_puts_it_on_the_plain_base_and_merges_the_same(case):
     plain, _, _, adapter = case
     theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32), adapter)
     theirs = theirs.merge_and_unload()
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] == ("GPT2" in type(theirs).__name__)
     ours = merged(Model(plain), read_adapter(adapter))
     changed = 0
     for name, value in theirs.named_parameters():

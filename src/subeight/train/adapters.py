@@ -110,7 +110,7 @@ def add_adapters(base: Base, names: Sequence[str], shape: LoraShape, source: str
         target_modules=list(names),
         task_type="CAUSAL_LM",
         base_model_name_or_path=source,
-        fan_in_fan_out=any(isinstance(base.module.get_submodule(name), Conv1D) for name in names),
+        fan_in_fan_out=any(_is_conv1d(base.module.get_submodule(name)) for name in names),
     )
     # PEFT's own way for linears that it does not know: its plain LoRA layer around ours
     config._register_custom_module({FrozenLinear: Linear})
@@ -123,6 +123,10 @@ def add_adapters(base: Base, names: Sequence[str], shape: LoraShape, source: str
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return isinstance(module, Conv1D) or (isinstance(module, FrozenLinear) and module.conv1d)
 
 
 def adapter_count(model: Model, names: Sequence[str], rank: int) -> int:

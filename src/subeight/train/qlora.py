@@ -153,6 +153,7 @@ def _arguments(
         save_total_limit=2,
         logging_strategy="steps",
         logging_steps=1,
+        logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -69,12 +69,14 @@ def _pack_blocks(base: Base, model: Model, dtype: torch.dtype, device: torch.dev
         if codes is None:
             continue
         module_name = view.parameter.removesuffix(".weight")
-        if not isinstance(base.module.get_submodule(module_name), nn.Linear | Conv1D):
-            base.dense[name] = f"it is the weight of a {type(base.module.get_submodule(module_name)).__name__}"
+        plain = base.module.get_submodule(module_name)
+        if not isinstance(plain, nn.Linear | Conv1D):
+            base.dense[name] = f"it is the weight of a {type(plain).__name__}"
             continue
         base.packed[name] = FrozenWeight(codes, dtype)
         bias = None if view.bias is None else model.weights.read(view.bias).to(device, dtype)
-        linear = FrozenLinear(base.packed[name], bias, _inputs(model, name, device))
+        how = _inputs(model, name, device)
+        linear = FrozenLinear(base.packed[name], bias, how, conv1d=isinstance(plain, Conv1D))
         set_module(base.module, module_name, linear)
     for parameter, views in fused.items():
         _pack_experts(base, model, parameter, views, dtype, device)

@@ -163,7 +163,8 @@ class _Product(torch.autograd.Function):
 class FrozenLinear(nn.Module):
     """y = x W^T + b with W frozen and packed; differentiable in x. It has no parameter of its own but the bias.
 
-    Inputs are rounded where the format says so, and the gradient passes as if they were not.
+    Inputs are rounded where the format says so, and the gradient passes as if they were not. `conv1d` says that it
+    stands for a Conv1D, whose plain weight is [in, out].
     """
 
     def __init__(
@@ -171,11 +172,14 @@ class FrozenLinear(nn.Module):
         weight: FrozenWeight,
         bias: Float[Tensor, " out"] | None = None,
         inputs: tuple[Format, Scales | None] | None = None,
+        *,
+        conv1d: bool = False,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.frozen = weight
         self.inputs = inputs
+        self.conv1d = conv1d
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     @property

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from subeight.errors import InputError
 from subeight.evals.passes import Pass
 from subeight.models.model import Model
-from subeight.records import Coordinates, Run, atomic_write, peak_rss_bytes
+from subeight.records import Coordinates, Record, Run, atomic_write, peak_rss_bytes
 from subeight.records.memory import free_bytes
 from subeight.train.adapters import (
     CONFIG,
@@ -116,7 +116,6 @@ def train_qlora(
     if options.dry_run:
         return _dry(case, learned, foreseen)
     coordinates = case.coordinates(learned.held_out_hash)
-    paths = {"model": where(model), "data": where(data), "held_out": material.held_out}
     with state.main_process_first():
         begun = _begin(session, case, coordinates, work)
     if isinstance(begun, Result):
@@ -126,26 +125,33 @@ def train_qlora(
         if numbers is None:
             return Result(session.record(coordinates, {}))
         numbers["foreseen_bytes"] = foreseen
-        record = session.record(
-            coordinates,
-            numbers,
-            subject={
-                "model": case.opened.label,
-                "recipe": None if case.plan is None else case.plan.recipe,
-                "paths": paths,
-            },
-            settings={
-                **calibration_settings(case.calibration),
-                "adapter": asdict(shape),
-                "course": asdict(work.course),
-                "length": material.length,
-                "sequences": {"train": len(learned.train), "held_out": len(learned.held_out)},
-            },
-            warnings=[*learned.warnings, *numbers.pop("warnings")],
-        )
+        record = _record(case, coordinates, numbers, work, material, where(data))
         result = finish(run, record, tuple(numbers["findings"]))
     shutil.rmtree(run.directory / "checkpoints", ignore_errors=True)
     return result
+
+
+def _record(
+    case: Case, coordinates: Coordinates, numbers: dict[str, Any], work: _Work, material: Material, data: str
+) -> Record:
+    learned = work.learned
+    return case.session.record(
+        coordinates,
+        numbers,
+        subject={
+            "model": case.opened.label,
+            "recipe": None if case.plan is None else case.plan.recipe,
+            "paths": {"model": work.source, "data": data, "held_out": material.held_out},
+        },
+        settings={
+            **calibration_settings(case.calibration),
+            "adapter": asdict(work.shape),
+            "course": asdict(work.course),
+            "length": material.length,
+            "sequences": {"train": len(learned.train), "held_out": len(learned.held_out)},
+        },
+        warnings=[*learned.warnings, *numbers.pop("warnings")],
+    )
 
 
 def _place(session: Session, state: PartialState) -> None:
