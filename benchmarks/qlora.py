@@ -6,8 +6,8 @@ updates, with the same loss; each runs in a process of its own, whose peak resid
 compared, as it is and less what Python and its libraries take before a model is there. A random Llama of 0.8 billion
 weights, where the base is more of the whole, is trained for a few updates to compare memory alone.
 
-    python benchmarks/qlora.py               # smollm2 and the random Llama, results/qlora.json
-    python benchmarks/qlora.py --steps 4 --no-large --no-write     # a try
+    python -m benchmarks.qlora               # smollm2 and the random Llama, results/qlora.json
+    python -m benchmarks.qlora --steps 4 --no-large --no-write     # a try
 """
 
 import argparse
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.common import HERE, run_json, write_result
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import subeight
-from common import run_json, write_result
 from subeight.evals.passes import Computing
 from subeight.models.model import Model
 from subeight.models.smollm2 import unpacked
@@ -158,9 +158,19 @@ def in_processes(
     """Both trainings, each in a process of its own, and their memory as ratios."""
     found: dict[str, Any] = {}
     for name in ("full", *recipes):
-        command = [sys.executable, __file__, "--child", name, "--model", str(model), "--folder", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.qlora",
+            "--child",
+            name,
+            "--model",
+            str(model),
+            "--folder",
+            str(folder),
+        ]
         command += ["--steps", str(steps), "--threads", str(threads)] + ([] if asks else ["--no-questions"])
-        found[name] = run_json(command)
+        found[name] = run_json(command, cwd=HERE.parent)
     whole = found["full"]
     for name in recipes:
         mine = found[name]
