@@ -6,6 +6,8 @@ from transformers import LlamaConfig
 
 from subeight.models.model import Model
 from subeight.models.whole import Whole
+from subeight.train.manifest import manifest
+from subeight.train.merging import stored_bytes
 from subeight.train.qlora_base import load_base
 from tests.engine.tiny import quantize
 from tests.models.families import COMMON, FAMILIES, build, save
@@ -16,6 +18,7 @@ CASES = {
     "llama": (FAMILIES["llama"].config, "{weights: 'nf4:g32', methods: [rtn]}", 14),
     "ends": (FAMILIES["llama"].config, f"weights: 'nf4:g32'\nmethods: [rtn]\n{ENDS}\n", 16),
     "tied": (LlamaConfig(**COMMON, tie_word_embeddings=True), f"weights: 'nf4:g32'\nmethods: [rtn]\n{TIED}\n", 15),
+    "tied in 16 bits": (LlamaConfig(**COMMON, tie_word_embeddings=True), "{weights: 'nf4:g32', methods: [rtn]}", 14),
     "inputs": (FAMILIES["llama"].config, "{weights: 'int8:channel', inputs: 'int8:token', methods: [rtn]}", 14),
     "experts": (FAMILIES["qwen3_moe"].config, "{weights: 'int3:g32', methods: [rtn]}", 32),
     "scaled embeddings": (FAMILIES["gemma3"].config, f"weights: 'nf4:g32'\nmethods: [rtn]\n{TIED}\n", 14),
@@ -47,9 +50,18 @@ def test_what_has_codes_is_packed_or_says_why_not(case):
     assert len(base.packed) == packed
     assert set(model.codes.names) == base.packed.keys() | base.dense.keys()
     assert list(base.dense) == (["model.embed_tokens"] if name == "scaled embeddings" else [])
-    coded = sum(model.codes.nbytes(linear) for linear in base.packed)
-    plain = sum(value.nbytes for value in {id(p): p for p in base.module.parameters()}.values())
-    assert base.nbytes == coded + plain
+    unpacked = sum(
+        4 * linear.count - model.codes.nbytes(linear.name) for linear in model.linears if linear.name in base.dense
+    )
+    assert base.nbytes == stored_bytes(model, torch.float32) + unpacked
+
+
+def test_the_manifest_counts_what_is_held_and_what_is_tied_once(case):
+    _, model, base, _ = case
+    listed = manifest(base, model, {}, base.module)
+    assert listed.totals()["all"]["bytes"] == base.nbytes
+    held = {value.data_ptr() for value in base.module.parameters()}
+    assert len(listed.of("frozen")) == len(held)
 
 
 def test_gradients_reach_the_first_block_and_nothing_of_the_base_trains(case):

@@ -106,6 +106,8 @@ def manifest(base: Base, model: Model, reasons: Mapping[str, str], wrapped: nn.M
     held = dict(base.module.named_parameters())
     entries = []
     for name, parameter in skeleton.model.named_parameters():
+        if name in skeleton.tied_names:  # it is another one, which stands here by its own name
+            continue
         linears = [view.info.name for view in views.get(name, ())] or [name.removesuffix(".weight")]
         shape = tuple(parameter.shape)
         packed = [base.packed[linear] for linear in linears if linear in base.packed]

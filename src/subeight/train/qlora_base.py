@@ -45,14 +45,13 @@ def load_base(model: Model, dtype: torch.dtype, device: torch.device | str = "cp
         base.module.get_submodule(owner)._buffers[tail] = buffer.to(place)
     _pack_blocks(base, model, dtype, place)
     _pack_ends(base, model, dtype, place)
-    read: dict[int, nn.Parameter] = {}  # tied parameters are one
     for name, parameter in list(base.module.named_parameters(remove_duplicate=False)):
-        if parameter.is_meta:
-            if id(parameter) not in read:
-                value = model.weights.read(name).to(place, dtype)
-                read[id(parameter)] = nn.Parameter(value, requires_grad=False)
+        if parameter.is_meta and name not in model.skeleton.tied_names:
+            value = model.weights.read(name).to(place, dtype)
             owner, _, tail = name.rpartition(".")
-            base.module.get_submodule(owner)._parameters[tail] = read[id(parameter)]
+            base.module.get_submodule(owner)._parameters[tail] = nn.Parameter(value, requires_grad=False)
+    if any(parameter.is_meta for parameter in base.module.parameters()):
+        base.module.tie_weights()
     base.module.requires_grad_(False)
     base.module.config.use_cache = False
     return base
