@@ -124,7 +124,7 @@ def _sentences(rows: list[dict[str, Any]], best: str | None, metric: str, learne
     found = [_one(row, metric) for row in rows if "skipped" not in row]
     if best is not None and learned:
         at = next(row for row in rows if row["mode"] == best)
-        words = f"Best by bytes: {WORDS[best]}, {at['bytes'] / 1e6:.0f} MB, which keeps {at['kept']:.0%} of the gain"
+        words = f"Best by bytes: {WORDS[best]}, {_size(at['bytes'])}, which keeps {at['kept']:.0%} of the gain"
         dense = next((row for row in rows if row["mode"] == AGAIN and row.get("verdict") == "erased"), None)
         found.append(words + ("." if dense is None else "; quantized again it is erased."))
     return found
@@ -133,4 +133,11 @@ def _sentences(rows: list[dict[str, Any]], best: str | None, metric: str, learne
 def _one(row: dict[str, Any], metric: str) -> str:
     shown = f"{row[metric]:.3f}" if metric == "loss" else f"{row[metric]:.1%}"
     kept = "" if row["kept"] is None else f", {row['kept']:.0%} of the gain"
-    return f"{WORDS[row['mode']]}: {metric} {shown}{kept}, KL {row['kl']:.4f}, {row['bytes'] / 1e6:.0f} MB"
+    return f"{WORDS[row['mode']]}: {metric} {shown}{kept}, KL {row['kl']:.4f}, {_size(row['bytes'])}"
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
