@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 import subeight
+from subeight.cli.training import train
 from subeight.cli.verbs import COMMANDS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -68,6 +69,13 @@ def test_a_verb_has_one_name_everywhere():
         assert verb in files
         assert callable(getattr(subeight, verb)) and verb in subeight.__all__
         assert (DOCS / f"{verb}.md").is_file(), f"docs/{verb}.md is missing"
+
+
+def test_what_trains_has_one_name_everywhere():
+    named = sorted(f"train_{command.name}" for command in train.registered_commands)
+    assert named == sorted(name for name in subeight.__all__ if name.startswith("train_"))
+    for name in named:
+        assert (Path(subeight.__path__[0]) / "verbs" / f"{name}.py").is_file() and (DOCS / "train.md").is_file()
 
 
 def test_every_public_name_says_what_it_is():

@@ -32,6 +32,7 @@ from subeight.verbs import (
     map,
     quantize,
     report,
+    train_qlora,
     verify,
 )
 
@@ -68,5 +69,6 @@ __all__ = [
     "map",
     "quantize",
     "report",
+    "train_qlora",
     "verify",
 ]

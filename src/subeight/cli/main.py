@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from subeight.cli import verbs
+from subeight.cli import training, verbs
 from subeight.errors import SubeightError
 
 # Some versions of typer bring a click of their own, so its class of errors is found by what typer hands out.
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 for name, function in verbs.COMMANDS.items():
     app.command(name)(function)
+app.add_typer(training.train, name="train")
 
 
 def main() -> NoReturn:

@@ -16,6 +16,7 @@ from subeight.verbs.options import Options
 from subeight.verbs.quantize import quantize
 from subeight.verbs.report import report
 from subeight.verbs.session import Result
+from subeight.verbs.train_qlora import train_qlora
 from subeight.verbs.verify import verify
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "map",
     "quantize",
     "report",
+    "train_qlora",
     "verify",
 ]
