@@ -32,6 +32,7 @@ from subeight.verbs import (
     map,
     quantize,
     report,
+    train_qat,
     train_qlora,
     verify,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "map",
     "quantize",
     "report",
+    "train_qat",
     "train_qlora",
     "verify",
 ]

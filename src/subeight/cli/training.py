@@ -1,4 +1,4 @@
-"""The verbs that train: `train qlora`."""
+"""The verbs that train: `train qat` and `train qlora`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,9 @@ from subeight.cli.options import (
     Device,
     DryRun,
     Dtype,
+    Evals,
     EvalTokens,
+    EvalWindow,
     MaxMemory,
     Name,
     Out,
@@ -31,9 +33,63 @@ from subeight.train.adapters import LoraShape
 from subeight.train.manifest import FROZEN, QUANTIZED, TRAINED, Manifest
 from subeight.train.qlora import Course
 from subeight.verbs.options import Options
+from subeight.verbs.train_qat import Asked
 from subeight.verbs.train_qlora import Material
 
-train = typer.Typer(no_args_is_help=True, help="Training in few bits: adapters on a quantized base.")
+train = typer.Typer(no_args_is_help=True, help="Training in few bits: codes themselves, or adapters on them.")
+
+
+@train.command("qat")
+def qat(
+    model: Name,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="of the post-training result that it begins with")
+    ] = "best-int2",
+    data: Annotated[str, typer.Option("--data", help="text to learn from (docs/text.md)")] = "builtin",
+    start: Annotated[str | None, typer.Option("--start", help="begin with this checkpoint of `quantize`")] = None,
+    only: Annotated[str, typer.Option("--only", help="all, culprits (at most 3 bits), or a glob of linears")] = "all",
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="of the data (default all)")] = None,
+    length: Annotated[int, typer.Option("--length", min=2, help="tokens of a sequence")] = 512,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="sequences of a step")] = 4,
+    rate: Annotated[float, typer.Option("--rate", min=0.0, help="the first step, in codes")] = 0.004,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="activations anew in the backward pass")
+    ] = False,
+    out: Out = None,
+    evals: Evals = None,
+    eval_tokens: EvalTokens = None,
+    eval_window: EvalWindow = 512,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = "cpu",
+    dtype: Dtype = "auto",
+    max_memory: MaxMemory = None,
+    scratch: Scratch = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Codes, scales and norms trained through the rounding, at the same bits. The same command resumes."""
+    options = Options(
+        out=out,
+        evals=tuple(evals or ("builtin",)),
+        eval_tokens=eval_tokens,
+        eval_window=eval_window,
+        seed=seed,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        max_memory=parse_bytes(max_memory),
+        scratch=scratch,
+        dry_run=dry_run,
+        quiet=quiet,
+        trust_remote_code=trust_remote_code,
+        command=command(),
+    )
+    asked = Asked(only, tokens, epochs, length, batch, rate, checkpointing)
+    show(verbs.train_qat(model, recipe, data=data, start=start, asked=asked, options=options), as_json=as_json)
 
 
 @train.command("qlora")

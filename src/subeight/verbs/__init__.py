@@ -16,6 +16,7 @@ from subeight.verbs.options import Options
 from subeight.verbs.quantize import quantize
 from subeight.verbs.report import report
 from subeight.verbs.session import Result
+from subeight.verbs.train_qat import train_qat
 from subeight.verbs.train_qlora import train_qlora
 from subeight.verbs.verify import verify
 
@@ -37,6 +38,7 @@ __all__ = [
     "map",
     "quantize",
     "report",
+    "train_qat",
     "train_qlora",
     "verify",
 ]
