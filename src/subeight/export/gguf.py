@@ -14,6 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from subeight.errors import FormatError, OutputError
@@ -29,7 +30,6 @@ from subeight.records.progress import progress
 
 TARGET = "gguf"
 FILE = "model.gguf"
-_Kind = gguf.GGMLQuantizationType
 _FLOATS = {torch.float16: "F16", torch.bfloat16: "BF16"}
 _FILE_TYPES = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S", "MXFP4": "MXFP4_MOE"}
 
@@ -40,7 +40,7 @@ class Placed:
 
     parameter: str
     name: str
-    kind: _Kind
+    kind: GGMLQuantizationType
     shape: tuple[int, ...]  # of the weights, [out, in]
 
     @property
@@ -128,7 +128,9 @@ def _placed(model: Model, family: Family) -> list[Placed]:
     """What the file will hold, in order; reads every code once, to find the type that holds it."""
     names = gguf.get_tensor_name_map(family.architecture, model.config.num_hidden_layers)
     state = model.skeleton.model.state_dict()
-    found = [Placed("", name, _Kind.F32, value.shape) for name, value in extra_tensors(model.config).items()]
+    found = [
+        Placed("", name, GGMLQuantizationType.F32, value.shape) for name, value in extra_tensors(model.config).items()
+    ]
     for parameter in _parameters(model):
         name = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         if name is None:
@@ -149,14 +151,14 @@ def _codes(model: Model, parameter: str) -> QTensor | None:
     return model.codes.read(name).to("cpu") if model.codes is not None and name in model.codes else None
 
 
-def _kind(model: Model, parameter: str) -> _Kind:
+def _kind(model: Model, parameter: str) -> GGMLQuantizationType:
     codes = _codes(model, parameter)
     if codes is None:
         matrix = model.skeleton.model.state_dict()[parameter].ndim > 1
         dtype = model.weights.dtype(parameter) if matrix else torch.float32
-        return _Kind[_FLOATS.get(dtype, "F32")]
+        return GGMLQuantizationType[_FLOATS.get(dtype, "F32")]
     try:
-        return _Kind[block_type(codes)]
+        return GGMLQuantizationType[block_type(codes)]
     except FormatError as error:
         raise _refusal(parameter.removesuffix(".weight"), str(error)) from error
 
@@ -172,10 +174,10 @@ def _bytes(model: Model, family: Family, tensor: Placed) -> Array:
     return np.ascontiguousarray(laid_out(tensor.parameter, rows, model.config, family))
 
 
-def _plain(value: Tensor, kind: _Kind) -> Array:
-    if kind == _Kind.BF16:
+def _plain(value: Tensor, kind: GGMLQuantizationType) -> Array:
+    if kind == GGMLQuantizationType.BF16:
         return value.contiguous().view(torch.int16).numpy()
-    return value.to(torch.float16 if kind == _Kind.F16 else torch.float32).numpy()
+    return value.to(torch.float16 if kind == GGMLQuantizationType.F16 else torch.float32).numpy()
 
 
 def _refusal(name: str, reason: str) -> OutputError:
