@@ -146,6 +146,7 @@ def test_an_unknown_engine_names_the_nearest(linears: list[LinearInfo]) -> None:
         ("int4:g64", "null", "vllm sglang transformers gguf subeight"),
         ("int4:g32:fp16", "null", "vllm sglang transformers gguf subeight"),
         ("int4:g48", "null", "subeight"),
+        ("int4:g16", "null", "vllm transformers subeight"),
         ("int4:g64:fp32", "null", "vllm sglang transformers subeight"),
         ("int3:g64", "null", "vllm transformers gguf subeight"),
         ("int8:channel", "int8:token", "vllm sglang transformers subeight"),

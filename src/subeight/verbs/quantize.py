@@ -58,7 +58,8 @@ def quantize(
     to, exporter = _target(asked, plan)
     coordinates = coordinates_of(session, opened, plan, calibration)
     identity = {"coordinates": coordinates.model_dump(), "to": asked or to, "batch": CALIBRATION_BATCH}
-    with session.run(opened, identity, forecast["disk_bytes"]) as run:
+    needed = forecast["disk_bytes"] * (2 if asked == GGUF else 1)  # the file beside the checkpoint
+    with session.run(opened, identity, needed) as run:
         if before := finished(run, [run.directory]):
             return before
         keep_plan(run.directory, chosen, plan)
