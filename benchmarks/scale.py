@@ -133,7 +133,7 @@ def words(folder: Path, verb: str, model: Path, recipe: str) -> list[str]:
 
 def predicted(command: list[str]) -> dict[str, Any]:
     """What `--dry-run` says of a command."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):
         app([*command, "--dry-run", "--json", "--quiet"], standalone_mode=False)
     return json.loads(said.getvalue())["numbers"]["predicted"]
 
