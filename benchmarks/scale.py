@@ -38,6 +38,7 @@ from subeight.cli.main import app, quieten
 LOADED = (scipy.stats, transformers.models.llama.modeling_llama)  # before the processes part, not in each of them
 
 VOCABULARY = 1024  # small, as against the blocks of so small models a real one would be all there is
+TOLERATED = 0.25  # of the held-out size: a line that misses it by more says nothing
 ROOM = 32_000_000  # --max-memory
 MARGIN = 120_000_000  # what libraries that are loaded late take, where the model is smaller than that
 TOKENS = {"evaluate": 512, "map": 64, "diagnose": 256}
@@ -133,7 +134,7 @@ def words(folder: Path, verb: str, model: Path, recipe: str) -> list[str]:
 
 def predicted(command: list[str]) -> dict[str, Any]:
     """What `--dry-run` says of a command."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()):
         app([*command, "--dry-run", "--json", "--quiet"], standalone_mode=False)
     return json.loads(said.getvalue())["numbers"]["predicted"]
 
@@ -234,12 +235,16 @@ def _terms(cost: str, width: int, blocks: int, vocabulary: int, block: float | N
     return [1.0, blocks * each] if cost == "seconds" else [1.0, each + vocabulary * width / 4]
 
 
-def extrapolated(fit: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, float]:
-    """What the lines say of a model of these sizes, on this machine with this little text."""
+def extrapolated(fit: dict[str, Any], sizes: tuple[int, ...]) -> dict[str, float | None]:
+    """The CPU seconds that the line says of a model of these sizes; None where it missed the held-out size by far.
+
+    Memory is not extrapolated: of models so small it is mostly what every process takes.
+    """
     width, blocks, ffn, narrow, heads, vocabulary = sizes
     block = width * (2 * width + 2 * width * narrow // heads + 3 * ffn)
-    said = {cost: float(np.dot(_terms(cost, width, blocks, vocabulary, block), fit[cost]["factors"])) for cost in fit}
-    return {**said, "model_bytes": 2.0 * (blocks * block + 2 * vocabulary * width)}
+    said = float(np.dot(_terms("seconds", width, blocks, vocabulary, block), fit["seconds"]["factors"]))
+    good = abs(fit["seconds"]["error"]) <= TOLERATED
+    return {"seconds": said if good else None, "model_bytes": 2.0 * (blocks * block + 2 * vocabulary * width)}
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ def test_the_lines_find_the_law_and_state_their_error() -> None:
     assert found["seconds"]["factors"] == pytest.approx([3.0, 2e-7], rel=1e-6)
     assert found["peak_bytes"]["factors"] == pytest.approx([5e7, 20.0], rel=1e-6)
     assert abs(found["seconds"]["error"]) < 1e-9
-    assert scale.summary(rows(0.25))["fits"]["evaluate"]["seconds"]["error"] == pytest.approx(1 / 1.25 - 1)
+    bent = scale.summary(rows(0.5))
+    assert bent["fits"]["evaluate"]["seconds"]["error"] == pytest.approx(1 / 1.5 - 1)
+    assert bent["extrapolated"]["8B"]["evaluate"]["seconds"] is None, (
+        "a line that misses the held-out size says nothing"
+    )
 
 
 def test_the_extrapolated_models_have_the_weights_of_their_names() -> None:

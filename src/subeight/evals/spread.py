@@ -77,4 +77,7 @@ def packed(value: Tensor) -> Packed:
 def unpacked(found: Packed) -> Tensor:
     """The tensor that `packed` took apart, in memory of its own."""
     dtype, shape, data = found
-    return torch.from_numpy(data.copy()).view(dtype).view(shape)
+    value = torch.empty(shape, dtype=dtype)
+    if value.numel():  # numpy gives an empty array no stride that could be viewed
+        value.flatten().view(torch.uint8).copy_(torch.from_numpy(data.copy()))
+    return value
