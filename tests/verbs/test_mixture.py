@@ -145,6 +145,9 @@ def test_feeding_the_starved_expert_mends_it_on_other_text(made, place):
         checkpoint = made(name, **more).directory
         result = evaluate(str(checkpoint), base, options=options(place, f"evaluated-{name}"))
         found = result.numbers["experts"]
+        assert all(row["plain_error"] > 0 for row in found["rows"] if row["tokens"])
+        fed = [row for row in found["rows"] if row["tokens"] >= found["least"] and row["expert"] != STARVED]
+        assert sum(row["output_error"] for row in fed) < sum(row["plain_error"] for row in fed)
         errors[name] = {row["expert"]: row["output_error"] for row in found["rows"]}
         assert 0 < found["changed"] < 1 and found["changed_ci"][0] <= found["changed"] <= found["changed_ci"][1]
         assert [row["block"] for row in found["routing"]] == [0, 1]
