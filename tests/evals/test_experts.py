@@ -13,6 +13,7 @@ from subeight.models.model import Model
 from subeight.models.routing import run_routed
 from subeight.models.shell import Shell
 from subeight.text import EvaluationSet, Sample
+from tests.engine.tiny import quantize as rounded
 from tests.models.families import FAMILIES, build, save
 from tests.oracles import experts as oracle
 
@@ -149,3 +150,14 @@ def test_scales_that_only_moved_are_no_error(base, made, sequences, tmp_path):
     found = numbers(base, changed(made, tmp_path / "c", move), sequences)
     assert all(row["output_error"] < 1e-6 for row in found["rows"])
     assert found["changed"] < 0.01
+
+
+def test_plain_rounding_is_no_worse_than_itself(base, sequences, tmp_path):
+    """A candidate that was rounded to nearest loses what plain rounding in its format loses."""
+    directory = tmp_path / "rtn"
+    rounded(base.directory, "{weights: 'int4:g32', methods: [rtn]}", directory, None)
+    found = numbers(base, Model(directory), sequences)
+    assert all(row["plain_error"] == pytest.approx(row["output_error"], rel=0.02) for row in found["rows"])
+    assert all(0.001 < row["plain_error"] < 0.1 for row in found["rows"])
+    unknown = numbers(base, base, sequences)
+    assert unknown["worse_than_plain"] is None and unknown["rows"][0]["plain_error"] is None

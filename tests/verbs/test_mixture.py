@@ -140,17 +140,21 @@ def test_a_dry_run_looks_at_no_router(place, monkeypatch):
 
 def test_feeding_the_starved_expert_mends_it_on_other_text(made, place):
     base = str(place / "mixture")
-    errors = {}
+    errors: dict[str, dict[str, float]] = {}
+    plain: list[list[float]] = []
     for name, more in (("plain", {}), ("fed", {"per_expert": 48, "pool": str(place / "german.jsonl")})):
         checkpoint = made(name, **more).directory
         result = evaluate(str(checkpoint), base, options=options(place, f"evaluated-{name}"))
         found = result.numbers["experts"]
+        assert all(row["plain_error"] > 0 for row in found["rows"] if row["tokens"])
+        plain.append([row["plain_error"] for row in found["rows"]])
         errors[name] = {row["expert"]: row["output_error"] for row in found["rows"]}
         assert 0 < found["changed"] < 1 and found["changed_ci"][0] <= found["changed"] <= found["changed_ci"][1]
         assert [row["block"] for row in found["routing"]] == [0, 1]
         page = (result.directory / "report.html").read_text(encoding="utf-8")
         assert "Inside the experts" in page and "of tokens go to another set of experts" in page
     assert errors["fed"][STARVED] < 0.8 * errors["plain"][STARVED]
+    assert plain[0] == pytest.approx(plain[1]), "the same weights in the same format, whatever calibration was"
 
 
 def test_inspect_shows_the_same_coverage(place):

@@ -5,6 +5,7 @@ expert's error is taken on the tokens that the baseline routes to it, both model
 the candidate's gauge; the text is the evaluation's, so an expert that calibration fed with little shows what that cost.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from subeight.evals.passes import Computing, Sequences
 from subeight.evals.stats import mean_interval
+from subeight.formats import quantize
 from subeight.models.align import align
 from subeight.models.block import Block
 from subeight.models.gauge import Gauge
@@ -52,6 +54,7 @@ class _Expert:
     tokens: int = 0
     weight: float = 0.0
     lost: float = 0.0
+    plain: float = 0.0  # lost by plain rounding in the same format
     whole: float = 0.0
 
 
@@ -76,11 +79,12 @@ def expert_numbers(
     with progress(count, "Comparing experts", "blocks", quiet=computing.quiet) as advance:
         for index in range(count):
             pair = _blocks(baseline, candidate, gauge, index, computing)
-            seen, experts = _walk(pair, shells, states, listed)
+            plain = _plainly(pair[0], candidate)
+            seen, experts = _walk(pair, plain, shells, states, listed)
             if experts:
                 tokens.append(seen)
                 routing.append({"block": index, **_shift([seen], documents, seed)})
-                rows += _rows(experts_of(pair[0].structure), index, experts, len(documents))
+                rows += _rows(experts_of(pair[0].structure), index, experts, len(documents), plain is not None)
             advance()
     return {**_worst(rows), **_shift(tokens, documents, seed), "routing": routing, "rows": rows}
 
@@ -93,8 +97,29 @@ def _blocks(baseline: Model, candidate: Model, gauge: Gauge, index: int, computi
     return ours, Block(candidate, index, computing.dtype, computing.device)
 
 
+def _plainly(ours: Block, candidate: Model) -> Block | None:
+    """The baseline's block with its experts rounded to nearest in the candidate's formats; None without codes."""
+    views = [view for view in ours.structure.linears() if view.expert is not None]
+    codes = candidate.codes
+    if codes is None or not views or any(view.info.name not in codes for view in views):
+        return None
+    rounded = copy.copy(ours)
+    rounded.module = copy.deepcopy(ours.module)
+    for view in views:
+        format = codes.read(view.info.name).format
+        if format.rotated:
+            return None
+        weight = ours.weight(view).float().cpu()
+        rounded.set_weight(view, quantize(weight, format).dequantize().to(ours.device))
+    return rounded
+
+
 def _walk(
-    pair: tuple[Block, Block], shells: Sequence[Shell], states: list[list[Tensor]], listed: Sequence[Batch]
+    pair: tuple[Block, Block],
+    plain: Block | None,
+    shells: Sequence[Shell],
+    states: list[list[Tensor]],
+    listed: Sequence[Batch],
 ) -> tuple[_Tokens, list[_Expert]]:
     """Both blocks over all batches; the hidden states become their outputs."""
     seen = _Tokens()
@@ -109,11 +134,13 @@ def _walk(
         if ours is not None and theirs is not None:
             real = _real(batch).to(ours.chosen.device)
             seen.add(ours, theirs, real)
-            _add_errors(experts, pair, ours, real)
+            _add_errors(experts, pair, plain, ours, real)
     return seen, experts
 
 
-def _add_errors(experts: list[_Expert], pair: tuple[Block, Block], ours: Routing, real: Tensor) -> None:
+def _add_errors(
+    experts: list[_Expert], pair: tuple[Block, Block], plain: Block | None, ours: Routing, real: Tensor
+) -> None:
     for number, expert in enumerate(experts):
         mine = (ours.chosen == number) & real[:, None]
         rows = mine.any(1)
@@ -126,6 +153,8 @@ def _add_errors(experts: list[_Expert], pair: tuple[Block, Block], ours: Routing
         expert.weight += float(ours.weights[mine].sum(dtype=torch.float64))
         expert.lost += float((rounded - exact).square().sum())
         expert.whole += float(exact.square().sum())
+        if plain is not None:
+            expert.plain += float((expert_outputs(plain, inputs, number).double() - exact).square().sum())
 
 
 def _real(batch: Batch) -> Bool[Tensor, " tokens"]:
@@ -156,7 +185,9 @@ def _shift(tokens: Sequence[_Tokens], documents: np.ndarray, seed: int) -> dict[
     return found
 
 
-def _rows(names: Sequence[str], block: int, experts: Sequence[_Expert], total: int) -> list[dict[str, Any]]:
+def _rows(
+    names: Sequence[str], block: int, experts: Sequence[_Expert], total: int, plain: bool
+) -> list[dict[str, Any]]:
     weight = sum(expert.weight for expert in experts)
     return [
         {
@@ -166,6 +197,7 @@ def _rows(names: Sequence[str], block: int, experts: Sequence[_Expert], total: i
             "share": expert.tokens / total if total else 0.0,
             "weight": expert.weight / weight if weight else 0.0,
             "output_error": expert.lost / expert.whole if expert.whole else None,
+            "plain_error": expert.plain / expert.whole if expert.whole and plain else None,
         }
         for name, expert in zip(names, experts, strict=True)
     ]
@@ -185,4 +217,10 @@ def _worst(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ratio = top["output_error"] / median if median > 0 else None
         if ratio is not None and (best["worst_over_median"] is None or ratio > best["worst_over_median"]):
             best |= {"worst": top["expert"], "worst_over_median": ratio}
-    return best
+    return {**best, "worse_than_plain": _worse(judged)}
+
+
+def _worse(judged: Sequence[dict[str, Any]]) -> list[str] | None:
+    """Experts that lose more than plain rounding in their format would: what calibration told of them misleads."""
+    known = [row for row in judged if row["plain_error"] is not None]
+    return [row["expert"] for row in known if row["output_error"] > row["plain_error"]] if known else None

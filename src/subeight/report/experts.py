@@ -206,6 +206,10 @@ def _sentences(said: Mapping[str, Any]) -> list[Html]:
     if ratio is not None:
         worst = code(words.shortened(facts.text(said.get("worst")), 64))
         found.append(join(["The worst expert, ", worst, f", has {words.significant(ratio)} times its block's median."]))
+    worse = said.get("worse_than_plain")
+    if isinstance(worse, list):
+        count = words.count(len(worse), "expert loses", "experts lose")
+        found.append(join([f"{count} more than plain rounding in the same format would."]))
     return found
 
 
@@ -229,11 +233,18 @@ def _routing_table(routing: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def _damage_table(experts: Sequence[Expert]) -> Html:
-    columns = [Column("expert"), Column("error", True), Column("tokens", True), Column("of the routing weight", True)]
+    columns = [
+        Column("expert"),
+        Column("error", True),
+        Column("error of plain rounding", True),
+        Column("tokens", True),
+        Column("of the routing weight", True),
+    ]
     lines = [
         [
             code(words.shortened(expert.name, 64)),
             words.significant(expert.value("output_error")),
+            words.significant(expert.value("plain_error")),
             f"{expert.value('tokens') or 0:,.0f}",
             words.percent(expert.value("weight"), 2),
         ]
