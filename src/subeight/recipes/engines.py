@@ -111,4 +111,6 @@ def engines(linear: LinearInfo, weights: Format | None, inputs: Format | None) -
     runs = {fact.engine for fact in FACTS if fact.runs(weights, inputs)} | {"subeight"}
     if unsayable(linear, weights, inputs) is not None:
         runs -= {"vllm", "sglang", "transformers"}
+    if linear.whole:  # stored expert by expert, as vLLM takes it; the model of transformers has them in one tensor
+        runs -= {"sglang", "transformers", "gguf"}
     return tuple(engine for engine in ENGINES if engine in runs)
