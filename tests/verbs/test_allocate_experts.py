@@ -7,6 +7,9 @@ import pytest
 import transformers as hf
 
 from subeight.errors import InputError
+from subeight.map.allocation import within_cost
+from subeight.map.choices import units_of
+from subeight.map.mapfile import read_map
 from subeight.models.model import Model
 from subeight.recipes import load_recipe, parse_recipe, resolve
 from subeight.verbs.allocate import allocate
@@ -73,14 +76,16 @@ def test_vllm_gets_one_format_for_the_experts_of_a_block(mixture, tmp_path: Path
 
 
 def test_a_gguf_holds_the_experts_of_a_block_in_one_type_for_each_kind(mixture, tmp_path: Path) -> None:
-    formats, _ = allocated(mixture, tmp_path, "linear", "gguf", "6 bits")
-    kinds = [
-        {formats[f"model.layers.{block}.block_sparse_moe.experts.{e}.{tail}"] for e in range(4)}
-        for block in (0, 1)
-        for tail in ("w1", "w2", "w3")
-    ]
-    assert all(len(found) == 1 for found in kinds)
-    assert len(set.union(*kinds)) > 1, "an allocation that mixes nothing tests nothing"
+    found = read_map(hand_made(tmp_path / "map", mixture, by="linear", loss=lost))
+    runs = dict.fromkeys(found.formats, ("gguf",))
+    found = replace(found, places=tuple(replace(place, runs_in=runs) for place in found.places))
+    units = [unit for unit in units_of(found, engine="gguf") if unit.places[0].kind == "expert"]
+    assert len(units) == 2 * 3  # blocks, kinds
+    for unit in units:
+        assert len(unit.places) == 4
+        assert len({name.rpartition(".")[2] for place in unit.places for name in place.linears}) == 1
+    chosen = within_cost(units, 5.5 / 8 * sum(place.weights for unit in units for place in unit.places)).formats()
+    assert len(set(chosen.values())) > 1, "an allocation that mixes nothing tests nothing"
 
 
 def test_a_recipe_that_mixes_experts_is_refused_for_engines_that_hold_them_together(mixture) -> None:
