@@ -90,7 +90,7 @@ def map(
         text = _samples(session, opened, evaluation, metric)
         job = _job(session, opened, where(model), places, planned, candidates, text, metric)
         effort = Effort(share, tuple(parsed.index(format) for format in restored))
-        asked = {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
+        asked: dict[str, Any] = {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
         asked["kept"] = kept_of(opened)
         asked["methods"] = [use.plain() for use in planned[0][0].methods]
         numbers = _measured(session, opened, job, parsed, run, effort, workers, asked)
