@@ -8,7 +8,6 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from subeight.errors import ModelError
 from subeight.export.packed import Checkpoint, PackedRunner
 from subeight.models.model import Model
 from tests.engine.tiny import calibration, quantize
@@ -80,10 +79,3 @@ def test_plain_transformers_computes_what_our_reader_does(
     ours = streamed(Model(written[family]), torch.arange(48).reshape(2, 24))
     assert ours.std() > 0.1
     assert float((loaded[family] - ours).abs().max()) < 0.02 * float(ours.std())
-
-
-def test_gpt_oss_is_refused_and_not_guessed(tmp_path: Path) -> None:
-    """Its experts are stored [in, out], gate and up interleaved, with biases."""
-    config = hf.GptOssConfig(**COMMON, num_local_experts=4, num_experts_per_tok=2, head_dim=16, eos_token_id=1)
-    with pytest.raises(ModelError, match=r"GptOss.*not understood"):
-        list(Model(save(build(config), tmp_path)).structures)

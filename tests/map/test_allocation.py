@@ -94,7 +94,7 @@ def test_bits_count_the_blocks_and_bytes_count_all(tmp_path: Path) -> None:
     bits = parse_budget("4 bits")
     made = spent(found, decidable(found, bits), bits, prediction)
     assert made.formats()["model.embed_tokens"] is None
-    assert 3.8 < made.inside[1] <= 4.0
+    assert 3.8 < made.inside()[1] <= 4.0
     size = parse_budget("0.4 MB")
     made = spent(found, decidable(found, size), size, prediction)
     assert made.formats()["model.embed_tokens"] is not None  # kept it would take all of it

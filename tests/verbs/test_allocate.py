@@ -13,7 +13,7 @@ from subeight.evals.stats import Interval
 from subeight.formats import Format
 from subeight.map.interactions import Pair
 from subeight.map.mapfile import read_map
-from subeight.map.places import places_of
+from subeight.map.places import kept_of, places_of
 from subeight.models.model import Model
 from subeight.recipes import load_recipe, resolve
 from subeight.records import Coordinates, Run
@@ -34,13 +34,14 @@ def lost(place: dict, format: str) -> float:
     return BASE[format] * (1 + len(place["name"]) % 5)
 
 
-def hand_made(folder: Path, house, by: str = "group", **more) -> Path:
+def hand_made(folder: Path, house, by: str = "group", loss=lost, **more) -> Path:
     """A map of the house's model; its text can be made again, as `--verify` must."""
     model = Model(str(house.base))
     session = Session("map", house.options(eval_window=24))
     text = session.evaluation(model, tokens=TOKENS)
     rows = [place.to_dict([Format.parse(format) for format in FORMATS]) for place in places_of(model, by)]
-    content = records.numbers(rows, lost, formats=FORMATS, by=by)
+    content = records.numbers(rows, loss, formats=FORMATS, by=by)
+    content["kept"] = kept_of(model)
     samples = [sample for sample in text.samples if sample.count]
     hard = np.ones(len(samples))
     content["samples"] = [

@@ -110,6 +110,8 @@ def test_forced_calibration_shows_every_expert_all_tokens(made):
     result = made("forced", RECIPE.replace("seed: 0}", "seed: 0, forced: true}"))
     rows = result.numbers["experts"]["rows"]
     assert {row["tapped"] for row in rows} == {192}
+    assert all(row["forced_bias"] is None or row["forced_bias"] > 0.01 for row in rows)
+    assert "bias of forcing" in (result.directory / "report.html").read_text(encoding="utf-8")
     assert result.numbers["experts"]["forced"] and result.record.settings["calibration"]["forced"]
     assert tokens_of(result) == tokens_of(made("plain")), "routing itself is as it was"
     assert result.record.coordinates.calibration != made("plain").record.coordinates.calibration

@@ -9,6 +9,7 @@ from subeight.errors import OutputError
 from subeight.export.checkpoint import Exporter
 from subeight.formats import QTensor
 from subeight.models.model import Model
+from subeight.models.read.compressed_tensors import METHOD
 from subeight.models.structure import LinearView, Structure
 from subeight.models.weights import saved_as
 from subeight.recipes.plan import Plan
@@ -32,8 +33,13 @@ def block_tensors(
         views.setdefault(view.parameter, []).append(view)
     for name, value in stored.items():
         inside = [view for view in views.get(name, ()) if view.info.name in codes]
+        split = [view for view in views.get(name.removesuffix("_bias"), ()) if view.whole]
+        if any(view.info.name in codes for view in split) and exporter.name != "dense":
+            _require_split(split[0], exporter)
+            tensors |= _one_by_one(name, value, split, codes, plan, exporter, input_scales)
+            continue
         if any(view.whole for view in inside):
-            value = _filled(value, inside, codes, exporter)
+            value = _filled(value, inside, codes)
         elif inside:
             for view in inside:
                 tensors |= _linear(view, codes, plan, exporter, input_scales)
@@ -52,14 +58,39 @@ def _linear(
     return exporter.tensors(plan.site(name), codes[name].to("cpu"), None, input_scales.get(name))
 
 
-def _filled(value: Tensor, inside: Iterable[LinearView], codes: Codes, exporter: Exporter) -> Tensor:
-    """A fused parameter that the checkpoint stores whole, its quantized experts dequantized."""
-    if exporter.name != "dense":
-        name = next(iter(inside)).whole
+def _require_split(view: LinearView, exporter: Exporter) -> None:
+    if exporter.name != METHOD:
         raise OutputError(
-            f"The checkpoint stores all experts of {name} as one tensor, which {exporter.name} cannot hold quantized; "
-            "export `--to dense`."
+            f"The checkpoint stores all experts of {view.whole} as one tensor, which {exporter.name} cannot hold "
+            f"quantized; export `--to {METHOD}`, where each is stored for itself, or `--to dense`."
         )
+
+
+def _one_by_one(
+    name: str,
+    value: Tensor,
+    views: Iterable[LinearView],
+    codes: Codes,
+    plan: Plan,
+    exporter: Exporter,
+    input_scales: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """A parameter that the checkpoint stored whole, or its bias [experts, out], expert by expert as engines load it."""
+    tensors: dict[str, Tensor] = {}
+    for view in views:
+        own = view.info.name
+        if name != view.parameter:
+            start, stop = view.rows or (0, value.shape[1])
+            tensors[f"{own}.bias"] = value[view.expert, start : stop : view.step].clone()
+        elif own in codes:
+            tensors |= _linear(view, codes, plan, exporter, input_scales)
+        else:
+            tensors[f"{own}.weight"] = view.of(value).clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
+def _filled(value: Tensor, inside: Iterable[LinearView], codes: Codes) -> Tensor:
+    """A fused parameter that the checkpoint stores whole, its quantized experts dequantized."""
     value = value.clone()
     for view in inside:
         view.of(value).copy_(codes[view.info.name].dequantize(torch.float32))

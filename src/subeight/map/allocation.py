@@ -41,12 +41,11 @@ class Allocation:
         """The sum of all losses."""
         return sum(option.loss for option in self.options)
 
-    @property
-    def inside(self) -> tuple[float, float]:
-        """Bytes and bits per weight of the blocks."""
+    def inside(self, kept: tuple[int, float] = (0, 0.0)) -> tuple[float, float]:
+        """Bytes and bits per weight of the blocks; `kept` are the weights and bytes of what is no place."""
         held = [(p, o.format) for u, o in zip(self.units, self.options, strict=True) for p in u.places if p.inside]
-        size = sum(place.bytes(format) for place, format in held)
-        return size, 8 * size / sum(place.weights for place, _ in held)
+        size = kept[1] + sum(place.bytes(format) for place, format in held)
+        return size, 8 * size / (kept[0] + sum(place.weights for place, _ in held))
 
     def formats(self) -> dict[str, str | None]:
         """The format of every place by its name; None is kept."""

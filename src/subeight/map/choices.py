@@ -155,9 +155,16 @@ def units_of(
 
 
 def _together(place: MapPlace, engine: str) -> str | None:
-    """What a place shares its format with: what the engine fuses; all experts, for which checkpoints say one format."""
-    if not place.inside or engine not in FUSING:
+    """What a place shares its format with.
+
+    What the engine fuses; all experts, for which checkpoints say one format; of a GGUF the experts of a block, kind by
+    kind, which are one tensor.
+    """
+    if not place.inside or engine not in (*FUSING, "gguf"):
         return None
+    if engine == "gguf":
+        kinds = sorted({name.rpartition(".")[2] for name in place.linears})
+        return f"{place.fusion} {'+'.join(kinds)}" if place.kind == "expert" else None
     return EXPERTS if place.kind == "expert" else place.fusion
 
 

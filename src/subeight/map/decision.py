@@ -67,6 +67,11 @@ class Decision:
         pairs = ((name, format, other.formats[name]) for name, format in self.formats.items())
         return [{"place": name, "from": a, "to": b} for name, a, b in pairs if a != b]
 
+    @property
+    def _bits(self) -> float:
+        """Bits per weight of the blocks."""
+        return self.made.inside(self.prediction.kept)[1]
+
     def numbers(self, plan: Plan, pairs: Sequence[Pair] = ()) -> dict[str, Any]:
         """What a record says of it; `pairs` are interactions that were measured."""
         price = worth(self.units, self.made.cost)
@@ -93,7 +98,7 @@ class Decision:
             "predicted": {**expected.to_dict(), "additivity": expected.loss / expected.sum if expected.sum else None},
             "front": [point.to_dict() for point in front(self.units, self.prediction)],
             "measured": [point.to_dict() for point in measured(self.found, self.prediction)],
-            "rivals": [point.to_dict() for point in rivals(self.found, self.prediction, self.made.inside[1])],
+            "rivals": [point.to_dict() for point in rivals(self.found, self.prediction, self._bits)],
             "price_of_pins": self._prices(),
         }
 
@@ -113,7 +118,7 @@ class Decision:
             for wish in wishes:
                 other = self.without(wish)
                 price = self.expected.loss - self.prediction.expected(other.formats).loss
-                saved = round(self.made.inside[0] - other.made.inside[0])
+                saved = round(self.made.inside()[0] - other.made.inside()[0])
                 rows.append({kind: wish.text, "price": price, "bytes": saved})
         return rows
 

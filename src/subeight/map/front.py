@@ -52,13 +52,13 @@ def front(units: Sequence[Unit], prediction: Prediction, points: int = POINTS) -
         made = within_cost(units, budget)
         if made.loss < least:
             least = made.loss
-            best.append(point_of(f"{made.inside[1]:.2f} bits", made, prediction))
+            best.append(point_of(f"{made.inside(prediction.kept)[1]:.2f} bits", made, prediction))
     return best
 
 
 def point_of(name: str, made: Allocation, prediction: Prediction) -> Point:
     """An allocation as a point."""
-    size, bits = made.inside
+    size, bits = made.inside(prediction.kept)
     return Point(name, bits, size, prediction.expected(made.formats()), made.formats())
 
 
@@ -91,7 +91,7 @@ def _budgets(units: Sequence[Unit], points: int) -> list[float]:
 
 
 def _size(found: MapFile, formats: Formats) -> tuple[float, float]:
-    size = sum(place.bytes(formats[place.name]) for place in found.places if place.inside)
+    size = found.kept_bytes + sum(place.bytes(formats[place.name]) for place in found.places if place.inside)
     return size, 8 * size / found.weights
 
 

@@ -102,6 +102,8 @@ class MapFile:
     mixtures: tuple[Mixture, ...]
     samples: tuple[MapSample, ...]
     difficulty: Mapping[str, tuple[float | None, ...]]
+    kept_weights: int = 0  # of the linears of the blocks that are no places
+    kept_bytes: float = 0.0
     path: Path = Path()
     hash: str = ""
     coordinates: Coordinates = field(default_factory=Coordinates)
@@ -115,7 +117,7 @@ class MapFile:
     @property
     def weights(self) -> int:
         """How many weights the blocks hold."""
-        return sum(place.weights for place in self.places if place.inside)
+        return self.kept_weights + sum(place.weights for place in self.places if place.inside)
 
 
 def read_map(path: Path | str) -> MapFile:
@@ -174,6 +176,8 @@ def map_of(numbers: Mapping[str, Any]) -> MapFile:
             MapSample(str(row["document"]), str(row["category"]), float(row["tokens"])) for row in numbers["samples"]
         ),
         difficulty={str(name): tuple(row) for name, row in numbers["difficulty"].items()},
+        kept_weights=int(numbers.get("kept", {}).get("weights", 0)),
+        kept_bytes=float(numbers.get("kept", {}).get("bytes", 0.0)),
     )
 
 

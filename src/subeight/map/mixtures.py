@@ -63,7 +63,7 @@ def _steps(found: MapFile) -> list[_Step]:
     units = units_of(found, forbids=[_NOTHING_KEPT])
     widest = sum(max(option.cost for option in unit.options) for unit in units if unit.counted)
     made = (within_cost(units, budget) for budget in np.linspace(least_cost(units), widest, _FINE))
-    return [_Step(one.inside[0], one.formats()) for one in made]
+    return [_Step(one.inside()[0], one.formats()) for one in made]
 
 
 def _size(found: MapFile, formats: Formats) -> float:

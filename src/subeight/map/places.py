@@ -75,6 +75,15 @@ def places_of(model: Model, by: str = "group") -> list[Place]:
     return sorted(places, key=lambda place: place.at)
 
 
+def kept_of(model: Model) -> dict[str, float]:
+    """The linears of the blocks that are no places (routers): their weights and bytes count in every budget."""
+    kept = [linear for linear in model.linears if linear.block is not None and linear.kind in _NO_PLACE]
+    return {
+        "weights": sum(linear.count for linear in kept),
+        "bytes": sum(linear.count * linear.dtype.itemsize for linear in kept),
+    }
+
+
 def _name(linear: LinearInfo, by: str) -> str:
     if by == "linear":
         return linear.name

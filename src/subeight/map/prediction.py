@@ -46,6 +46,7 @@ class Prediction:
 
     def __init__(self, found: MapFile, seed: int = 0, draws: int = DRAWS) -> None:
         rng = np.random.default_rng(seed)
+        self.kept = (found.kept_weights, found.kept_bytes)
         self._place = {place.name: number for number, place in enumerate(found.places)}
         self._format = {format: number for number, format in enumerate(found.formats)}
         loss, relative = _cells(found)

@@ -55,8 +55,8 @@ def limit_of(found: MapFile, budget: Budget, prediction: Prediction, latency: La
     if latency is not None:
         return budget.value - latency.rest
     if budget.kind == "bits":
-        return budget.value * found.weights / 8
-    return budget.value if budget.kind == "bytes" else prediction.sum_for(budget.value)
+        return budget.value * found.weights / 8 - found.kept_bytes
+    return budget.value - found.kept_bytes if budget.kind == "bytes" else prediction.sum_for(budget.value)
 
 
 def spent(
@@ -85,9 +85,9 @@ def _nearest(
     if latency is not None:
         return f"latency {round_up(1e3 * (least_cost(units) + latency.rest)):.3f} ms"
     if budget.kind == "bits":
-        return f"{round_up(8 * least_cost(units) / found.weights):.3f} bits"
+        return f"{round_up(8 * (least_cost(units) + found.kept_bytes) / found.weights):.3f} bits"
     if budget.kind == "bytes":
-        least = least_cost(units)
+        least = least_cost(units) + found.kept_bytes
         name, scale = next(((n, s) for n, s in _SCALES if least >= s), ("B", 1.0))
         return f"{round_up(least / scale):.3f} {name}"
     formats = {

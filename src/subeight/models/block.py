@@ -53,6 +53,11 @@ class Block:
             if keep:
                 self.stored[name] = value
             self._set(name, value.to(self.device, dtype))
+        for name in (name for name in model.skeleton.block_buffers(index) if source.weights.has(name)):
+            value = source.weights.read(name)
+            if keep:
+                self.stored[name] = value
+            self._set_buffer(name, value)
         for name, buffer in list(self.module.named_buffers()):
             owner, _, tail = name.rpartition(".")
             self.module.get_submodule(owner)._buffers[tail] = buffer.to(self.device)
@@ -61,6 +66,11 @@ class Block:
     def _set(self, name: str, value: Tensor) -> None:
         owner, _, tail = name.removeprefix(f"{self.prefix}.").rpartition(".")
         self.module.get_submodule(owner)._parameters[tail] = nn.Parameter(value, requires_grad=False)
+
+    def _set_buffer(self, name: str, value: Tensor) -> None:
+        owner, _, tail = name.removeprefix(f"{self.prefix}.").rpartition(".")
+        module = self.module.get_submodule(owner)
+        module._buffers[tail] = value.to(module.get_buffer(tail).dtype)
 
     def to(self, dtype: torch.dtype) -> None:
         """Computes in another dtype from now on."""

@@ -24,6 +24,16 @@ class FusedExperts:
     stage: int  # 0 reads the block's hidden state, 1 reads what stage 0 computed
 
 
+# What serving engines call the matrices of an expert, in families whose checkpoints store all experts as one tensor.
+# vLLM's loaders of the families themselves: granitemoe.py asks for w1, w3, w2; gpt-oss as llm-compressor writes it
+# (pull request 3100) has gate_proj, up_proj, down_proj with their biases, as all others.
+_MIXTRAL_TAILS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+EXPERT_TAILS: dict[str, dict[str, str]] = {
+    "granitemoe": _MIXTRAL_TAILS,
+    "granitemoeshared": _MIXTRAL_TAILS,
+    "granitemoehybrid": _MIXTRAL_TAILS,
+}
+
 # transformers 5 keeps the experts of a layer in parameters of these names, [experts, out, in].
 FUSED_EXPERTS: dict[str, FusedExperts] = {
     "gate_up_proj": FusedExperts(("gate_proj", "up_proj"), 0),

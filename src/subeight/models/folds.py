@@ -206,6 +206,9 @@ class RandomWeights:
     def dtype(self, name: str) -> torch.dtype:  # noqa: ARG002 - the same for all
         return torch.float32
 
+    def has(self, name: str) -> bool:
+        return name in self._shapes
+
     def read(self, name: str) -> Tensor:
         value = torch.randn(self._shapes[name], generator=self._generator)
         return value / self._shapes[name][-1] ** 0.5 if value.dim() > 1 else 1.0 + 0.1 * value

@@ -24,6 +24,7 @@ class LinearInfo:
     fusion: str | None
     kind: str  # "linear" | "conv1d" | "expert" | "head" | "tied" (to the embedding) | "embedding" | "router"
     dtype: torch.dtype  # of the checkpoint
+    whole: bool = False  # a part of one tensor in which the checkpoint stores all experts
 
     @property
     def count(self) -> int:

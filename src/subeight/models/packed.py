@@ -46,9 +46,11 @@ def load_packed(model: Model, dtype: torch.dtype, device: torch.device | str = "
     """
     found = Packed(copy.deepcopy(model.skeleton.model))
     module = found.module
+    kept = {name for index in range(len(model.skeleton.blocks)) for name in model.skeleton.block_buffers(index)}
     for name, buffer in list(module.named_buffers()):
         owner, _, tail = name.rpartition(".")
-        module.get_submodule(owner)._buffers[tail] = buffer.to(device)
+        value = model.weights.read(name).to(buffer.dtype) if name in kept and model.weights.has(name) else buffer
+        module.get_submodule(owner)._buffers[tail] = value.to(device)
     codes_of = _replace_linears(found, model, torch.device(device), dtype)
     read: dict[int, nn.Parameter] = {}  # tied parameters are one
     for name, parameter in list(module.named_parameters(remove_duplicate=False)):

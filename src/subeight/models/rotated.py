@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from subeight.errors import RecipeError
+from subeight.errors import ModelError, RecipeError
 from subeight.formats.rotation import rotate
 from subeight.models.block import Block, Written
 from subeight.models.calls import Call
@@ -56,9 +56,19 @@ class RotatedWeights:
     def dtype(self, name: str) -> torch.dtype:
         return self._weights.dtype(self._turns.source(name))
 
+    def has(self, name: str) -> bool:
+        return self._weights.has(self._turns.source(name))
+
     def read(self, name: str) -> Tensor:
         stored = self._weights.read(self._turns.source(name))
         return self._turns.turned(name, stored.float(), self._weights).to(stored.dtype)
+
+
+def _require_unbiased(view: LinearView, parameters: Sequence[str]) -> None:
+    if view.expert is not None and f"{view.parameter}_bias" in parameters:
+        raise ModelError(
+            f"{view.info.name} is an expert with a bias, which no rotation of the stream turns; leave `rotate` out."
+        )
 
 
 class _Turns:
@@ -84,6 +94,7 @@ class _Turns:
                         self.offsets[group.norm] = known[group.norm]
                         self.readers[view.parameter].append((view, group.norm))
                     elif group.norm is None and view.info.shape[0] == skeleton.width:
+                        _require_unbiased(view, skeleton.block_parameters(index))
                         self.writers[view.parameter].append(view)
                         if view.bias is not None:
                             self.biases[view.bias].append(("stream", view, 0, skeleton.width))
@@ -227,6 +238,9 @@ class _Held:
 
     def dtype(self, name: str) -> torch.dtype:
         return self._values[name].dtype
+
+    def has(self, name: str) -> bool:
+        return name in self._values
 
     def read(self, name: str) -> Tensor:
         return self._values[name].clone()

@@ -100,6 +100,12 @@ class Skeleton:
         prefix = self.block_name(index)
         return [f"{prefix}.{name}" for name, _ in self.blocks[index].named_parameters()]
 
+    def block_buffers(self, index: int) -> list[str]:
+        """Full names of the buffers of one block that its checkpoint stores (the correction of a router's scores)."""
+        prefix, block = self.block_name(index), self.blocks[index]
+        parameters = {name for name, _ in block.named_parameters()}
+        return [f"{prefix}.{name}" for name in block.state_dict() if name not in parameters]
+
     def shell_parameters(self) -> list[str]:
         """Full names of all parameters outside the blocks (embeddings, last norm, head)."""
         prefix = f"{self.blocks_name}."

@@ -3,7 +3,7 @@
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from subeight.errors import ModelError
 from subeight.models.calls import Call, record_calls
 from subeight.models.families import FUSED_BY_ENGINES, FUSED_EXPERTS, ROUTER_TAILS
+from subeight.models.fused import Part, parts_of, tails_of
 from subeight.models.linear_info import LinearInfo
 from subeight.models.skeleton import Skeleton
 from subeight.models.watch import Watcher, identity
@@ -30,14 +31,14 @@ class LinearView:
     transposed: bool = False
     expert: int | None = None
     rows: tuple[int, int] | None = None
+    step: int = 1
     whole: str | None = None  # the checkpoint's tensor, where it stores all experts as one
 
     def of(self, parameter: Tensor) -> Tensor:
         """The weight [out, in] inside `parameter`; writing to it writes the parameter."""
         value = parameter if self.expert is None else parameter[self.expert]
-        if self.rows is not None:
-            value = value[self.rows[0] : self.rows[1]]
-        return value.T if self.transposed else value
+        value = value.T if self.transposed else value
+        return value if self.rows is None else value[self.rows[0] : self.rows[1] : self.step]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,12 @@ class _Discovery:
             self._alive.append(output)
             self.writers[identity(output)] = name
 
-    def _experts(self, name: str, hidden: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    def _experts(self, name: str, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not args and not kwargs:
+            raise ModelError(
+                f"{type(self.modules[name]).__name__} is not told which experts a token goes to; experts that all run "
+                "at once are not understood, and nothing is quantized by guess."
+            )
         self._alive.append(hidden)
         self.experts[name] = identity(hidden)
         self.readers.setdefault(identity(hidden), [])
@@ -160,6 +166,7 @@ class Structures:
         run.run(block, self._meta_calls()[index], torch.empty(1, 4, width, device="meta"))
         prefix = self._skeleton.block_name(index)
         names = checkpoint_names(self._skeleton.model, self._skeleton.block_parameters(index))
+        tails = tails_of(self._skeleton.config.get_text_config(decoder=True).model_type)
         groups: list[InputGroup] = []
         for stage, (source, readers) in enumerate(run.readers.items()):
             norm = run.writers.get(source)
@@ -168,9 +175,9 @@ class Structures:
             if views:
                 groups.append(InputGroup("", tuple(views), 2 * stage, label, norm))
             for module in (m for m, seen in run.experts.items() if seen == source):
-                groups += _expert_groups(block, prefix, module, names, 2 * stage, label, norm)
+                groups += _expert_groups(block, prefix, module, names, 2 * stage, label, norm, tails)
         watched = {view.parameter for group in groups for view in group.linears}
-        unseen = [f"{prefix}.{name}" for name, p in block.named_parameters() if p.dim() >= 2]
+        unseen = [f"{prefix}.{n}" for n, p in block.named_parameters() if p.dim() >= 2 and not n.endswith("bias")]
         unseen = [name for name in unseen if name not in watched]
         if not groups or unseen:
             raise ModelError(
@@ -220,7 +227,14 @@ def _fusion(name: str) -> str | None:
 
 
 def _expert_groups(
-    block: nn.Module, prefix: str, module: str, names: dict, stage: int, source: str, norm: str | None
+    block: nn.Module,
+    prefix: str,
+    module: str,
+    names: dict,
+    stage: int,
+    source: str,
+    norm: str | None,
+    tails: Mapping[str, str],
 ) -> list[InputGroup]:
     found: dict[tuple[int, int], list[LinearView]] = {}
     for key, parameter in block.get_submodule(module).named_parameters(recurse=False):
@@ -230,7 +244,12 @@ def _expert_groups(
         full = f"{prefix}.{module}.{key}"
         for stored, (owner, rows) in names.items():
             if owner == full:
-                for view in _slices(full, stored, rows, parameter, f"{prefix}.{module}"):
+                if rows.dim() > 2:
+                    parts = parts_of(block.get_submodule(module), f"{prefix}.{module}", key, tails)
+                    views = _whole(full, stored, parameter, f"{prefix}.{module}", parts)
+                else:
+                    views = _slices(full, stored, rows, parameter, f"{prefix}.{module}")
+                for view in views:
                     found.setdefault((facts.stage, view.expert or 0), []).append(view)
     return [
         InputGroup("", tuple(views), stage + part, f"{source}.{part}", norm if part == 0 else None)
@@ -241,20 +260,43 @@ def _expert_groups(
 def _slices(full: str, stored: str, rows: Tensor, parameter: Tensor, fusion: str) -> Iterator[LinearView]:
     height, width = parameter.shape[1:]
     base = stored.removesuffix(".weight")
-    pieces = rows.reshape(-1, rows.shape[-2]) if rows.dim() >= 2 else rows[None]
-    for number, piece in enumerate(pieces):
-        expert, start = divmod(int(piece[0]), height)
+    piece = rows.reshape(-1)
+    expert, start = divmod(int(piece[0]), height)
+    info = LinearInfo(
+        name=base,
+        shape=(len(piece), width),
+        block=None,
+        group="",
+        fusion=fusion,
+        kind="expert",
+        dtype=torch.float32,
+    )
+    yield LinearView(info, full, expert=expert, rows=(start, start + len(piece)))
+
+
+def _whole(full: str, stored: str, parameter: Tensor, fusion: str, parts: Sequence[Part]) -> Iterator[LinearView]:
+    """Of a parameter that the checkpoint stores as it is, with all experts in it."""
+    for part in parts:
+        shape = part.of(parameter).shape
         info = LinearInfo(
-            name=base if len(pieces) == 1 else f"{base}.{number}",
-            shape=(len(piece), width),
+            name=part.name,
+            shape=(shape[0], shape[1]),
             block=None,
             group="",
             fusion=fusion,
             kind="expert",
             dtype=torch.float32,
+            whole=True,
         )
-        whole = stored if len(pieces) > 1 else None
-        yield LinearView(info, full, expert=expert, rows=(start, start + len(piece)), whole=whole)
+        yield LinearView(
+            info,
+            full,
+            transposed=part.transposed,
+            expert=part.expert,
+            rows=part.rows,
+            step=part.step,
+            whole=stored,
+        )
 
 
 def _renamed(group: InputGroup, old: str, new: str) -> InputGroup:

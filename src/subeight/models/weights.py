@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
 )
 
 from subeight.errors import ModelError
+from subeight.models.fused import whole_parts
 from subeight.models.read.gguf import GgufTensors
 from subeight.models.read.safetensors import Stored
 
@@ -39,6 +40,9 @@ class Weights(Protocol):
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that `read` will return."""
 
+    def has(self, name: str) -> bool:
+        """Whether a parameter or buffer of this name is stored."""
+
 
 class StoredWeights:
     """Parameters out of safetensors, through transformers' renamings and conversions.
@@ -52,6 +56,12 @@ class StoredWeights:
         self._model = model
         self._shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         self._sources = self._match(tensors)
+        text = model.config.get_text_config(decoder=True)
+        self._apart = {
+            name: parts
+            for name, parts in whole_parts(model, text.model_type).items()
+            if name not in self._sources and f"{parts[0].name}.weight" in tensors
+        }
         self._tied = _tied_names(model)
 
     def _match(self, tensors: dict[str, Stored]) -> dict[str, tuple[WeightConverter | None, list]]:
@@ -77,12 +87,36 @@ class StoredWeights:
     def names(self) -> Iterable[str]:
         return self._shapes.keys()
 
+    def has(self, name: str) -> bool:
+        return name in self._sources or name in self._apart
+
     def stored(self, name: str) -> list[Stored]:
         """The tensors of the checkpoint that make up the parameter `name`."""
+        if name in self._apart:
+            return [self._piece(f"{part.name}.weight") for part in self._apart[name]]
+        if name.removesuffix("_bias") in self._apart and name not in self._sources:
+            return [self._piece(f"{part.name}.bias") for part in self._apart[name.removesuffix("_bias")]]
         return [self._tensors[source] for source, _ in self._resolve(name)[1]]
 
     def dtype(self, name: str) -> torch.dtype:
         return self.stored(name)[0].dtype
+
+    def _piece(self, name: str) -> Stored:
+        if name not in self._tensors:
+            raise ModelError(f"The checkpoint lacks the tensor {name} of an expert, though it has others of its kind.")
+        return self._tensors[name]
+
+    def _put_together(self, name: str) -> Tensor:
+        """A fused parameter, or its bias, out of what is stored expert by expert."""
+        base = name.removesuffix("_bias")
+        stored = self.stored(name)
+        value = torch.empty(self._shapes[name], dtype=stored[0].dtype)
+        for part, tensor in zip(self._apart[base], stored, strict=True):
+            target = part.of(value) if name == base else part.of_bias(value)
+            piece = tensor.read()
+            require_shape(f"{part.name}.weight", piece, tuple(target.shape))
+            target.copy_(piece)
+        return value
 
     def _resolve(self, name: str) -> tuple[WeightConverter | None, list]:
         found = self._sources.get(name)
@@ -97,8 +131,11 @@ class StoredWeights:
         return found
 
     def read(self, name: str) -> Tensor:
-        converter, sources = self._resolve(name)
-        value = self._convert(name, converter, sources) if converter else self._tensors[sources[0][0]].read()
+        if name not in self._sources and name.removesuffix("_bias") in self._apart:
+            value = self._put_together(name)
+        else:
+            converter, sources = self._resolve(name)
+            value = self._convert(name, converter, sources) if converter else self._tensors[sources[0][0]].read()
         require_shape(name, value, self._shapes[name])
         require_finite(name, value)
         return value
@@ -190,6 +227,9 @@ class GgufWeights:
 
     def dtype(self, name: str) -> torch.dtype:  # noqa: ARG002 - the protocol's; all are dequantized alike
         return torch.float32
+
+    def has(self, name: str) -> bool:
+        return name in self._tensors.names()
 
     def read(self, name: str) -> Tensor:
         value = self._tensors.read(name)

@@ -109,4 +109,6 @@ def engines(linear: LinearInfo, weights: Format | None, inputs: Format | None) -
         runs -= {"vllm", "sglang", "transformers"}
     if linear.kind in ("conv1d", "expert") or unsayable_blocks(weights, linear.shape[1]) is not None:
         runs -= {"gguf"}
+    if linear.whole:  # stored expert by expert, as vLLM takes it; the model of transformers has them in one tensor
+        runs -= {"sglang", "transformers"}
     return tuple(engine for engine in ENGINES if engine in runs)

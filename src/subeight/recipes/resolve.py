@@ -244,9 +244,24 @@ def _mixed_fusions(sites: Sequence[Site], engine: str) -> set[str]:
     return mixed
 
 
+def _stack(site: Site) -> tuple[str, str] | None:
+    """The tensor of a GGUF that holds this expert's matrix together with those of its siblings."""
+    linear = site.linear
+    return None if linear.kind != "expert" or not linear.fusion else (linear.fusion, linear.name.rpartition(".")[2])
+
+
+def _mixed_stacks(sites: Sequence[Site]) -> set[tuple[str, str] | None]:
+    """The stacks of experts that were given several formats; a tensor of a GGUF has one type."""
+    formats: dict[tuple[str, str], set[Format | None]] = defaultdict(set)
+    for site in sites:
+        if (stack := _stack(site)) is not None:
+            formats[stack].add(site.weights)
+    return {stack for stack, found in formats.items() if len(found) > 1}
+
+
 def with_engines(sites: Sequence[Site], engine: str) -> list[Site]:
     """The sites with the engines that run them; RecipeError where `engine` is named and is not among them."""
-    mixed = _mixed_fusions(sites, engine)
+    mixed, stacks = _mixed_fusions(sites, engine), _mixed_stacks(sites)
     apart = unsayable_together(sites) is not None
     result = []
     for site in sites:
@@ -255,6 +270,8 @@ def with_engines(sites: Sequence[Site], engine: str) -> list[Site]:
             runs = tuple(name for name in runs if name not in (*_FUSING, "transformers"))
         if site.linear.fusion in mixed:
             runs = tuple(name for name in runs if name not in _FUSING)
+        if _stack(site) in stacks:
+            runs = tuple(name for name in runs if name != "gguf")
         if engine != "any" and engine not in runs:
             raise RecipeError(
                 f"{engine} cannot run {site.linear.name} in {_format(site)}, which runs in {', '.join(runs)}; choose "

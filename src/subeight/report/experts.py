@@ -155,19 +155,22 @@ def _fed(said: Mapping[str, Any], experts: Sequence[Expert]) -> str:
 
 def _fed_table(experts: Sequence[Expert]) -> Html:
     before = any(expert.value("tokens_before") is not None for expert in experts)
+    forced = any(expert.value("forced_bias") is not None for expert in experts)
     columns = [
         Column("expert"),
         *([Column("tokens before", True)] if before else []),
         Column("tokens", True),
         Column("of all tokens", True),
         Column("of the routing weight", True),
+        *([Column("bias of forcing", True, "of what it was shown to what it is sent; 0 is alike")] if forced else []),
     ]
     lines = []
     for expert in experts:
         counts = [expert.value(key) for key in (("tokens_before", "tokens") if before else ("tokens",))]
         shown = [words.DASH if count is None else f"{count:,.0f}" for count in counts]
         shares = [words.percent(expert.value(key), 2) for key in ("share", "weight")]
-        lines.append([code(words.shortened(expert.name, 64)), *shown, *shares])
+        bias = [words.significant(expert.value("forced_bias"), 2)] if forced else []
+        lines.append([code(words.shortened(expert.name, 64)), *shown, *shares, *bias])
     return table(columns, lines)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from subeight.models.model import Model
+from subeight.probe.forcing import forced_bias
 from subeight.probe.routing import Routes, is_mixture, routes
 from subeight.probe.topup import TopUp, top_up
 from subeight.recipes import Calibration as Asked
@@ -50,7 +51,8 @@ def feed(session: Session, model: Model, recipe: Recipe, plan: Plan, engine: str
     if asked.per_expert:
         calibration, found, short = _topped_up(session, model, asked, calibration, found)
     if asked.forced:
-        return Fed(plan, calibration.shown_to_all(), _numbers(asked, found, before, short))
+        numbers = _numbers(asked, found, before, short)
+        return Fed(plan, calibration.shown_to_all(), _with_bias(session, model, calibration.ids, numbers))
     dry = {name for name, tokens in zip(found.experts, found.tokens.tolist(), strict=True) if not tokens}
     plan = with_fallback(plan, dry, recipe.unreached, engine)
     return Fed(plan, calibration, _numbers(asked, found, before, short), _warnings(asked, found, short))
@@ -137,6 +139,13 @@ def _warnings(asked: Asked, found: Routes, short: dict[str, int]) -> tuple[str, 
             "often enough. Give a `pool` of text that does, or `forced: true`."
         )
     return tuple(lines)
+
+
+def _with_bias(session: Session, model: Model, ids: torch.Tensor, numbers: dict[str, Any]) -> dict[str, Any]:
+    """How far what each expert is shown is from what it is sent."""
+    computing = session.computing
+    bias = forced_bias(model, ids, dtype=computing.dtype, device=computing.device, quiet=computing.quiet)
+    return {**numbers, "rows": [{**row, "forced_bias": bias[row["expert"]]} for row in numbers["rows"]]}
 
 
 def _named(names: Sequence[str]) -> str:

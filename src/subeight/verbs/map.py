@@ -20,7 +20,7 @@ from subeight.map.course import Cells, Course, Effort, rounds_of
 from subeight.map.ledger import Ledger
 from subeight.map.mapfile import map_of
 from subeight.map.mixtures import next_mixtures
-from subeight.map.places import Place, places_of
+from subeight.map.places import Place, kept_of, places_of
 from subeight.map.prediction import Formats
 from subeight.map.summary import sentences
 from subeight.map.work import MapJob
@@ -92,7 +92,8 @@ def map(
         text = _samples(session, opened, evaluation, metric)
         job = _job(session, opened, where(model), places, planned, candidates, text, metric, workers)
         effort = Effort(share, tuple(parsed.index(format) for format in restored))
-        asked = {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
+        asked: dict[str, Any] = {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
+        asked["kept"] = kept_of(opened)
         asked["methods"] = [use.plain() for use in planned[0][0].methods]
         numbers = _measured(session, opened, job, parsed, run, effort, workers, asked)
         record = session.record(
