@@ -49,6 +49,9 @@ class MergedWeights:
     def names(self) -> Iterable[str]:
         return self.weights.names()
 
+    def has(self, name: str) -> bool:
+        return self.weights.has(name)
+
     def dtype(self, name: str) -> torch.dtype:
         return self.narrow or self.weights.dtype(name)
 
