@@ -181,8 +181,9 @@ def test_a_sampled_map_measures_one_block_of_so_many(tmp_path: Path) -> None:
         assert found.expected(row["formats"]).loss == pytest.approx(row["kl"], rel=1e-6)
     assert result.report is not None and "Of every 3 blocks one was measured" in result.report.read_text()
     spent = allocate(str(tmp_path / "map"), "3 bits", options=options(tmp_path, "allocation"))
-    recipe = load_recipe(str(tmp_path / "allocation" / "recipe.yaml"))
-    assert len(recipe.rules) >= 5 * 7, "the recipe names the linears of all blocks"
+    ruled = {rule.match for rule in load_recipe(str(tmp_path / "allocation" / "recipe.yaml")).rules}
+    together = [{name in ruled for name in place["linears"]} for place in inside]
+    assert ruled and all(len(said) == 1 for said in together), "all blocks that a place stands for get its format"
     assert spent.numbers["bits_per_weight"] == pytest.approx(3.0, abs=0.6)
 
 
