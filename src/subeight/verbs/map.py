@@ -216,7 +216,7 @@ def _dry(
     runs = passes * evaluation.tokens * len(model.skeleton.blocks)
     made = [predicted(model, recipe, plan, session) for recipe, plan in planned]
     quantize = sum(one["seconds"] for one in made)
-    found = mapping(session, model, evaluation.tokens, len(planned), runs)
+    found = mapping(session, model, evaluation.tokens, len(planned), runs, len({place.at for place in places}))
     numbers = {
         "predicted": {
             "cells": cells,
