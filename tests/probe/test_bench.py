@@ -15,7 +15,7 @@ from subeight.probe.probe import Probe
 from subeight.probe.swaps import Swaps
 from subeight.text import evaluate_set
 from tests.probe.mixtures import COMPUTING, question_of, rounded_copy
-from tests.verbs.small import save_llama, write_text
+from tests.verbs.small import save_llama, text_rows, write_rows, write_text
 
 
 @pytest.fixture(params=["llama", "mixtral"])
@@ -122,3 +122,47 @@ def test_a_tied_head_goes_with_the_embeddings(tmp_path: Path) -> None:
         suffixes, evaluation(baseline, tmp_path), against=Bench(Suffixes(baseline, COMPUTING), bench._evaluation)
     )
     assert kept.measure(0, [{}])[0].total == pytest.approx(other.total, rel=1e-3, abs=1e-7)
+
+
+def test_a_model_that_does_not_fit_loses_the_same(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline, other = Model(llama), Model(rounded_copy(llama, tmp_path / "other"))
+    rows = write_rows(tmp_path / "rows.jsonl", text_rows(5))
+    samples = evaluate_set(str(rows), baseline.tokenizer(), window=100)
+    variants = [{}, weights_of(other, 0, ["model.layers.0.mlp.up_proj"])]
+    expected = Bench(Suffixes(baseline, COMPUTING), samples).measure(0, variants)
+    small = Bench(Suffixes(baseline, COMPUTING, max_memory=1), samples)
+    assert len(small.batches) > 1
+    small.whole()
+    loaded: list[int] = []
+    before = Block.__init__
+
+    def watched(self, model, index, *args, **options) -> None:
+        loaded.append(index)
+        before(self, model, index, *args, **options)
+
+    monkeypatch.setattr(Block, "__init__", watched)
+    found = small.measure(0, variants)
+    for a, b in zip(expected, found, strict=True):
+        assert a.total.tolist() == b.total.tolist()
+    assert loaded == sorted(set(loaded)), "every block is read once for all batches and all variants"
+
+
+def test_the_last_blocks_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suffix that is run again and again finds its end in memory, though all of it does not fit."""
+    model = Model(save_llama(tmp_path / "deep", num_hidden_layers=6))
+    size = sum(p.numel() * 4 for p in model.skeleton.blocks[0].parameters())
+    suffixes = Suffixes(model, COMPUTING, max_memory=3 * size)
+    for index in range(6):
+        assert suffixes[index].index == index
+    loaded: list[int] = []
+    before = Block.__init__
+
+    def watched(self, model, index, *args, **options) -> None:
+        loaded.append(index)
+        before(self, model, index, *args, **options)
+
+    monkeypatch.setattr(Block, "__init__", watched)
+    for index in range(1, 6):
+        suffixes[index]
+    assert loaded == [1, 2, 3]
+    assert len(suffixes._kept) == 3

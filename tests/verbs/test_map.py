@@ -14,6 +14,7 @@ from subeight.map.work import MapJob
 from subeight.recipes import load_recipe
 from subeight.recipes.recipe import Rule
 from subeight.sweep import Where
+from subeight.verbs.allocate import allocate
 from subeight.verbs.evaluate import evaluate
 from subeight.verbs.map import map as mapped
 from subeight.verbs.options import Options
@@ -164,9 +165,32 @@ def test_a_recipe_with_moves_is_measured_in_its_gauge(model: Path, tmp_path: Pat
     assert numbers["mixtures"] == []  # where scales move, each mixture would move them otherwise
 
 
+def test_a_sampled_map_measures_one_block_of_so_many(tmp_path: Path) -> None:
+    deep = save_llama(tmp_path / "deep", num_hidden_layers=5)
+    result = mapped(str(deep), FORMATS[1:], every=3, share=0.5, rescue=(), options=options(tmp_path))
+    numbers = result.numbers
+    inside = [place for place in numbers["places"] if place["block"] is not None]
+    assert {(place["block"], place["stands_for"]) for place in inside} == {(0, 1), (2, 3), (4, 1)}
+    assert sum(len(place["linears"]) for place in inside) == 5 * 7 and numbers["every"] == 3
+    assert {cell["place"] for cell in numbers["cells"]} == {place["name"] for place in numbers["places"]}
+    assert numbers["controls"]["no_swap"] == 0.0
+    found = Prediction(map_of(numbers))
+    wholes = [numbers["whole"][format]["kl"] for format in numbers["formats"]]
+    for row in numbers["mixtures"]:
+        assert wholes[0] < row["kl"] < wholes[-1]
+        assert found.expected(row["formats"]).loss == pytest.approx(row["kl"], rel=1e-6)
+    assert result.report is not None and "Of every 3 blocks one was measured" in result.report.read_text()
+    spent = allocate(str(tmp_path / "map"), "3 bits", options=options(tmp_path, "allocation"))
+    ruled = {rule.match for rule in load_recipe(str(tmp_path / "allocation" / "recipe.yaml")).rules}
+    together = [{name in ruled for name in place["linears"]} for place in inside]
+    assert ruled and all(len(said) == 1 for said in together), "all blocks that a place stands for get its format"
+    assert spent.numbers["bits_per_weight"] == pytest.approx(3.0, abs=0.6)
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
+        ({"every": 0}, "--every was given 0"),
         ({"formats": ("int9",)}, "int9"),
         ({"metric": "bleu"}, "--metric was given 'bleu'"),
         ({"by": "head"}, "--by was given 'head'"),

@@ -37,6 +37,7 @@ def map(
     formats: Annotated[str, typer.Option("--formats", help="formats, separated by commas")] = "int8,int4,int3,int2",
     recipe: Annotated[str, typer.Option("--recipe", help="whose methods make the codes")] = "rtn-int4",
     by: Annotated[str, typer.Option("--by", help="group (what engines fuse), linear or expert")] = "group",
+    every: Annotated[int, typer.Option("--every", min=1, help="measure one block of so many (a sampled map)")] = 1,
     metric: Annotated[str, typer.Option("--metric", help="kl, nll or choices")] = "kl",
     rescue: Annotated[
         str | None, typer.Option("--rescue", help="formats of the other view, or none (default: the lowest)")
@@ -83,6 +84,7 @@ def map(
         formats.split(","),
         recipe=recipe,
         by=by,
+        every=every,
         metric=metric,
         rescue=None if rescue is None else [name for name in rescue.split(",") if name not in ("", "none")],
         share=share,

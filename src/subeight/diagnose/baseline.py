@@ -72,7 +72,8 @@ def _settings(case: Case) -> dict[str, Any]:
 
 def _examine_tensors(case: Case) -> tuple[Part, Case]:
     """Compares all tensors, and measures what those are worth that are not the baseline's."""
-    found = compare_tensors(case.baseline, case.candidate, case.computing.device)
+    computing = case.computing
+    found = compare_tensors(case.baseline, case.candidate, computing.device, computing.shelf(8))
     hints = {suspect.name: suspect.kind for suspect in found.suspects if not suspect.is_ours}
     case = replace(case, gauge=found.gauge, notes={**case.notes, "forensics": hints, "excess": found.excess})
     spread = found.most_linears and found.is_noise

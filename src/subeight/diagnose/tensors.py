@@ -19,6 +19,7 @@ from subeight.models.align import align
 from subeight.models.block import Block
 from subeight.models.gauge import Gauge
 from subeight.models.model import Model
+from subeight.models.shelf import Shelf
 
 _VECTOR = 1e-4  # relative difference that computing the gauge in float32 may leave
 _USUAL = 2.5  # times the usual difference of its peers: what a dense weight of unknown format may have
@@ -82,12 +83,13 @@ class Tensors:
 
 @dataclass
 class _Looker:
-    """Looks at each pair of blocks while the gauge is found."""
+    """Looks at each pair of blocks while the gauge is found; `held` takes what would be put back, by number."""
 
     candidate: Model
+    held: Shelf = field(default_factory=Shelf)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     dense: dict[str, float] = field(default_factory=dict)
-    given: dict[str, Tensor] = field(default_factory=dict)
+    given: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, block: Block, other: Block) -> None:
         for view in block.structure.linears():
@@ -101,7 +103,17 @@ class _Looker:
         verdict = examine_codes(weight, stored)
         self.verdicts[name] = verdict
         if verdict.kind in ("permuted", "stale"):
-            self.given[name] = fresh(weight, stored.format)
+            self.given[name] = len(self.held)
+            self.held.append(fresh(weight, stored.format))
+
+    def put_back(self, name: str) -> Tensor | None:
+        """What belongs in a linear's place; None where it is as the baseline has it.
+
+        Where most linears are another model's, rounding each of them anew tells no more than the baseline itself does.
+        """
+        stale = sum(verdict.kind == "stale" for verdict in self.verdicts.values())
+        most = 2 * stale >= max(len(self.verdicts), 2) and self.verdicts[name].kind == "stale"
+        return None if most or name not in self.given else self.held[self.given[name]]
 
     def has_codes(self, name: str) -> bool:
         return self.candidate.codes is not None and name in self.candidate.codes
@@ -116,9 +128,11 @@ class _Looker:
             return None
 
 
-def compare_tensors(baseline: Model, candidate: Model, device: torch.device | str = "cpu") -> Tensors:
-    """Finds the gauge and judges every tensor on the way; each is read once."""
-    look = _Looker(candidate)
+def compare_tensors(
+    baseline: Model, candidate: Model, device: torch.device | str = "cpu", held: Shelf | None = None
+) -> Tensors:
+    """Finds the gauge and judges every tensor on the way; each is read once, and what is wrong is kept in `held`."""
+    look = _Looker(candidate, Shelf() if held is None else held)
     gauge = align(baseline, candidate, device=device, look=look)
     _see_ends(look, baseline, candidate, gauge)
     rounded = _rounded(look.dense, candidate)
@@ -126,7 +140,7 @@ def compare_tensors(baseline: Model, candidate: Model, device: torch.device | st
     made = Tensors(gauge, [], excess)
     for name, verdict in look.verdicts.items():
         if verdict.kind != "rounding":
-            made.suspects.append(_suspect(name, verdict, candidate, look.given.get(name)))
+            made.suspects.append(_suspect(name, verdict, candidate, look.put_back(name)))
     _judge_outliers(made, look.verdicts, baseline, candidate)
     if rounded:
         _judge_dense(made, rounded, gauge, baseline, candidate)

@@ -134,7 +134,8 @@ class Course:
         found = [self.estimates(format) for format in range(len(self._job.candidates))]
         measured = np.stack([part.mean for part in found], 1)
         relative = np.stack([part.relative for part in found], 1)
-        known = combined(measured, relative, np.nan_to_num(self._ledger.prior), *self._bytes)
+        times = np.asarray([[float(place.stands_for)] for place in self._job.places])
+        known = combined(measured * times, relative, np.nan_to_num(self._ledger.prior) * times, *self._bytes)
         walk = self._blocks * self._tokens[round]  # the states in front of every block
         left = self._effort.share * self.naive - self._spent - walk - self._mixing
         share = self._tokens[round] / sum(self._tokens[round:])

@@ -48,7 +48,10 @@ class MapPlace:
 
 @dataclass(frozen=True)
 class Cell:
-    """One place in one format and one view: what is lost, its paired interval, and per category."""
+    """One place in one format and one view: what is lost, its paired interval, and per category.
+
+    Of a sampled map: as often as there are blocks that the place stands for.
+    """
 
     loss: float
     low: float
@@ -163,13 +166,14 @@ def _unfinished(directory: Path) -> str:
 
 def map_of(numbers: Mapping[str, Any]) -> MapFile:
     """The nouns of a map's numbers, before there is a record of them or from one."""
+    times = {row["name"]: int(row.get("stands_for", 1)) for row in numbers["places"]}
     return MapFile(
         formats=tuple(str(name) for name in numbers["formats"]),
         by=str(numbers["by"]),
         metric=str(numbers["metric"]),
         methods=tuple(numbers["methods"]),
         places=tuple(_place(row) for row in numbers["places"]),
-        cells={(row["place"], row["format"], row["view"]): _cell(row) for row in numbers["cells"]},
+        cells={(row["place"], row["format"], row["view"]): _cell(row, times[row["place"]]) for row in numbers["cells"]},
         whole={str(name): _whole(row) for name, row in numbers["whole"].items()},
         mixtures=tuple(Mixture(dict(row["formats"]), _whole(row)) for row in numbers.get("mixtures", ())),
         samples=tuple(
@@ -200,9 +204,12 @@ def _ends(row: Mapping[str, Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _cell(row: Mapping[str, Any]) -> Cell:
-    categories = {str(name): float(mean) for name, mean in (row.get("categories") or {}).items()}
-    return Cell(float(row["kl"]), *_ends(row), categories)
+def _cell(row: Mapping[str, Any], times: int) -> Cell:
+    """What was measured in one block, for each of the blocks that it stands for; a rescue is of the whole anyway."""
+    times = times if row["view"] == DAMAGE else 1
+    categories = {str(name): times * float(mean) for name, mean in (row.get("categories") or {}).items()}
+    low, high = _ends(row)
+    return Cell(times * float(row["kl"]), times * low, times * high, categories)
 
 
 def _whole(row: Mapping[str, Any]) -> WholeLoss:

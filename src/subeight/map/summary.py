@@ -24,13 +24,13 @@ def sentences(numbers: dict[str, Any]) -> tuple[str, ...]:
 
 def _broken(numbers: dict[str, Any]) -> list[str]:
     """The formats in which the whole loses far more than the sum of its places."""
-    inside = {place["name"] for place in numbers["places"] if place["block"] is not None}
+    inside = {p["name"]: p.get("stands_for", 1) for p in numbers["places"] if p["block"] is not None}
     found = []
     for format, whole in numbers["whole"].items():
         cells = [
             c for c in numbers["cells"] if c["format"] == format and c["view"] == "damage" and c["place"] in inside
         ]
-        total = sum(max(0.0, cell["kl"]) for cell in cells)
+        total = sum(inside[cell["place"]] * max(0.0, cell["kl"]) for cell in cells)
         if total > 0 and whole["kl"] > _BROKEN * total:
             hope = "; an asymmetric format may hold" if format.endswith(":sym") else ""
             found.append(

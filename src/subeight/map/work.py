@@ -128,8 +128,8 @@ class State:
         if key not in self._suffixes:
             job, computing = self._job, self._job.computing
             model, gauge = self.baseline, None if number < 0 else job.gauges[number]
-            if view != "damage":  # one other model at a time stays in memory
-                self._suffixes = {kept: value for kept, value in self._suffixes.items() if kept[0] == "damage"}
+            if view != "damage":
+                self._let_go()
                 gauge = None
             if view == "rescue":
                 model = self.candidates[number]
@@ -139,6 +139,12 @@ class State:
             if view == "rescue":
                 self._suffixes[key].keep_shell(self._outside(job.gauges[number]))
         return self._suffixes[key]
+
+    def _let_go(self) -> None:
+        """One other model at a time stays in memory, with the bench that measured it."""
+        for key in [key for key in self._suffixes if key[0] != "damage"]:
+            del self._suffixes[key]
+            self._benches.pop(key, None)
 
     def _outside(self, gauge: Gauge | None) -> Variant:
         """Embeddings and head of the baseline: in a whole only the blocks are quantized."""
@@ -176,13 +182,14 @@ class State:
 
     def mixture(self, cells: Sequence[tuple[int, int]], index: int) -> Variant:
         """The rounded weights of one block where every place has its own format."""
-        mine = [(place, format) for place, format in cells if self._job.places[place].at == index]
+        mine: dict[int, list[Place]] = {}
+        for place, format in cells:
+            if (part := self._job.places[place].within(index)) is not None:
+                mine.setdefault(format, []).append(part)
         return {
             name: weight
-            for format, places in _by_format(mine).items()
-            for weights in weights_at(
-                self.candidates[format], [self._job.places[place] for place in places], self._job.computing
-            )
+            for format, places in mine.items()
+            for weights in weights_at(self.candidates[format], places, self._job.computing)
             for name, weight in weights.items()
         }
 

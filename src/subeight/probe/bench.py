@@ -5,7 +5,6 @@ A variant is one model with other weights for a few linears of one block (or for
 through the suffix in one packed batch, and so does the model without any change where a control is wanted.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,7 +30,10 @@ _PACKED = 8192  # tokens that go through a block at once
 
 
 class Suffixes:
-    """A model's blocks and shell, in a gauge where one is given; blocks stay in memory up to `max_memory` bytes."""
+    """A model's blocks and shell, in a gauge where one is given; blocks stay in memory up to `max_memory` bytes.
+
+    What is measured runs from some block to the last one, again and again, so the last ones stay.
+    """
 
     def __init__(
         self, model: Model, computing: Computing, *, gauge: Gauge | None = None, max_memory: int | None = None
@@ -44,7 +46,7 @@ class Suffixes:
         self.head: Head = self.shell.head()
         self._gauge = gauge
         self._limit = max_memory
-        self._kept: OrderedDict[int, Block] = OrderedDict()
+        self._kept: dict[int, Block] = {}
         self._shell_names = set(model.skeleton.shell_parameters())
 
     def __len__(self) -> int:
@@ -56,8 +58,7 @@ class Suffixes:
             self._kept[index] = block
             size = sum(p.numel() * p.element_size() for p in block.module.parameters())
             while self._limit is not None and len(self._kept) > 1 and size * len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(index)
+                del self._kept[min(other for other in self._kept if other != index)]
         return self._kept[index]
 
     def keep_shell(self, variant: Variant) -> None:
@@ -147,27 +148,29 @@ class Bench:
         if not 0 <= index < self._end:
             shells = [self.suffixes.shell_with(variant) for variant in variants]
         heads = [self.suffixes.head if shell is self.suffixes.shell else shell.head() for shell in shells]
+        packed = self._started(index, variants, shells)
+        for after in range(max(index + 1, 0), self._end):
+            block = self.suffixes[after]  # where it is not kept it is read, once for all batches
+            packed = [self._advanced(block, state, after) for state in packed]
         hidden: list[list[Tensor]] = []  # [batch][variant]
-        for number in range(len(self.batches)):
-            packed = self._started(index, number, variants, shells)
-            for after in range(max(index + 1, 0), self._end):
-                packed = self._advanced(self.suffixes[after], packed, after)
-            parts = packed.chunk(len(variants))
+        for number, state in enumerate(packed):
+            parts = state.chunk(len(variants))
             hidden.append([self._final(shell, part, number) for shell, part in zip(shells, parts, strict=True)])
         return self._losses(hidden, heads)
 
-    def _started(self, index: int, number: int, variants: Sequence[Variant], shells: Sequence[Shell]) -> Tensor:
-        """The states behind the place [variants x rows, length, width], of one batch."""
+    def _started(self, index: int, variants: Sequence[Variant], shells: Sequence[Shell]) -> list[Tensor]:
+        """The states behind the place [variants x rows, length, width], of each batch."""
         if index < 0:
-            return torch.cat([shell.embed(self.batches[number].ids) for shell in shells])
-        state = self.states(index)[number]
+            return [torch.cat([shell.embed(batch.ids) for shell in shells]) for batch in self.batches]
+        states = self.states(index)
         if index >= self._end:
-            return torch.cat([state] * len(variants))
-        parts = []
+            return [torch.cat([state] * len(variants)) for state in states]
+        parts: list[list[Tensor]] = [[] for _ in states]
         for variant in variants:
             with computing_with(self.suffixes[index], variant) as block:
-                parts.append(self._advanced(block, state, index))
-        return torch.cat(parts)
+                for state, mine in zip(states, parts, strict=True):
+                    mine.append(self._advanced(block, state, index))
+        return [torch.cat(mine) for mine in parts]
 
     def _advanced(self, block: Block, state: Tensor, index: int) -> Tensor:
         self.cost.token_blocks += state.shape[0] * state.shape[1]

@@ -1,6 +1,5 @@
 """The two versions of every block, the candidate's and the baseline's in its gauge, and mixtures of them."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +92,7 @@ def aligned_block(baseline: Model, gauge: Gauge | None, computing: Computing, in
 
 
 class Pairs:
-    """The pairs of all blocks, kept in memory up to a limit and read again where they do not fit."""
+    """The pairs of all blocks, kept in memory up to a limit, the last ones longest, and read again where they went."""
 
     def __init__(
         self, baseline: Model, candidate: Model, gauge: Gauge, computing: Computing, limit: int | None = None
@@ -102,7 +101,7 @@ class Pairs:
         self._gauge = gauge
         self._computing = computing
         self._limit = limit
-        self._kept: OrderedDict[int, Pair] = OrderedDict()
+        self._kept: dict[int, Pair] = {}
 
     def __len__(self) -> int:
         return len(self._models[1].skeleton.blocks)
@@ -114,12 +113,11 @@ class Pairs:
 
     def __getitem__(self, index: int) -> Pair:
         if index in self._kept:
-            self._kept.move_to_end(index)
             return self._kept[index]
         pair = self._load(index)
         self._kept[index] = pair
         while self._limit is not None and len(self._kept) > 1 and pair.nbytes * len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
+            del self._kept[min(other for other in self._kept if other != index)]
         return pair
 
     def _load(self, index: int) -> Pair:

@@ -13,11 +13,15 @@ _KNOWN = {"k+q+v": "q+k+v"}
 
 @dataclass(frozen=True)
 class Spot:
-    """A place by its block and its role: `model.layers.3.mlp.down_proj` is `down` of block 3."""
+    """A place by its block and its role: `model.layers.3.mlp.down_proj` is `down` of block 3.
+
+    In a sampled map it stands for its like in so many blocks.
+    """
 
     name: str
     block: int | None
     role: str
+    stands_for: int = 1
 
     @property
     def label(self) -> str:
@@ -29,7 +33,10 @@ def spots_of(items: Iterable[Mapping[str, Any]], key: str) -> dict[str, Spot]:
     """The places that the items name under `key`; their block as the record says it, or else by the name's number."""
     found = {text(item.get(key)): item for item in items if item.get(key)}
     roles = facts.roles(found)
-    return {name: Spot(name, _block(name, item), _role(roles[name])) for name, item in found.items()}
+    return {
+        name: Spot(name, _block(name, item), _role(roles[name]), whole(item.get("stands_for")) or 1)
+        for name, item in found.items()
+    }
 
 
 def grid(spots: Iterable[Spot]) -> tuple[list[str], int]:

@@ -102,7 +102,7 @@ class Sensitivity:
         found = []
         for name, formats, loss in [*uniform, *((None, formats, loss) for formats, loss in self.mixtures)]:
             cells = [self.damage.get((place, text(format))) for place, format in formats.items() if format]
-            total = sum(max(0.0, cell.value) for cell in cells if cell is not None)
+            total = sum(cell.spot.stands_for * max(0.0, cell.value) for cell in cells if cell is not None)
             if loss.value is not None and loss.value > 0 and total > 0:
                 found.append(Whole(name, total, loss))
         return found

@@ -98,15 +98,23 @@ def diagnosis(session: Session, model: Model, text: EvaluationSet) -> dict[str, 
     }
 
 
-def mapping(session: Session, model: Model, tokens: int, formats: int, token_blocks: float) -> dict[str, Any]:
-    """Of the measuring of a `map`, after the model is quantized in every format."""
+def mapping(
+    session: Session, model: Model, tokens: int, formats: int, token_blocks: float, measured: int
+) -> dict[str, Any]:
+    """Of the measuring of a `map` in `measured` of the blocks, after the model is quantized in every format.
+
+    What follows a block is run for each of them, in two rounds as a rule, and read again where it is not kept.
+    """
     size, bytes, rate = Sizes.of(model), session.dtype.itemsize, product_rate(session)
     room = session.computing.room
     trails = 2 * size.depth * tokens * size.width * bytes
     variants = (formats + 3) * bytes * size.block + UNPACKED * size.linear
     ends = (formats + 3) * bytes * size.outside
+    whole = bytes * size.blocks
+    missing = max(0.0, 1 - room // 4 / whole)  # the share of the blocks that has to go
+    reading = measured * missing * whole / READING  # half of the blocks in the mean, twice
     return {
-        "seconds": round(2 * size.blocks / size.depth * token_blocks / rate * SLOWER, 1),
+        "seconds": round(2 * size.blocks / size.depth * token_blocks / rate * SLOWER + reading, 1),
         "memory_bytes": int(LATE + ends + min(2 * bytes * size.blocks, room // 2) + min(trails, room // 4) + variants),
         "disk_bytes": max(0, trails - room // 4),
     }

@@ -52,6 +52,7 @@ def map(
     *,
     recipe: str = "rtn-int4",
     by: str = "group",
+    every: int = 1,
     metric: str = "kl",
     rescue: Sequence[str] | None = None,
     share: float = 0.1,
@@ -61,11 +62,13 @@ def map(
     """Measures every place of `model` in every format, one at a time, against the exact baseline.
 
     The codes come from the recipe's own methods with its formats replaced. `rescue` names the formats in which the
-    other view is measured too (default: the lowest). `share` bounds the work as a share of the naive way's. Computes in
-    float32 unless `options.dtype` says otherwise: a single 8-bit linear is nearer to the baseline than bfloat16 is.
+    other view is measured too (default: the lowest). With `every` above 1 the map is sampled: one block of every so
+    many is measured and stands for those around it (first and last for themselves). `share` bounds the work as a share
+    of the naive way's. Computes in float32 unless `options.dtype` says otherwise: a single 8-bit linear is nearer to
+    the baseline than bfloat16 is.
 
     Raises:
-        InputError: a format, metric, `by` or text that cannot be; a model that is quantized already.
+        InputError: a format, metric, `by`, `every` or text that cannot be; a model that is quantized already.
     """
     options = options or Options()
     session = Session("map", replace(options, dtype="float32" if options.dtype == "auto" else options.dtype))
@@ -73,7 +76,7 @@ def map(
     restored = _restored(rescue, parsed)
     opened = session.model(model)
     require_full_precision(opened)
-    places = places_of(opened, by)
+    places = places_of(opened, by, every)
     planned = [_planned(opened, load_recipe(recipe), format, places, session.options) for format in parsed]
     calibration = feed(session, opened, *planned[0]).calibration
     evaluation = session.evaluation(opened)
@@ -85,6 +88,7 @@ def map(
         "by": by,
         "metric": metric,
         "share": share,
+        **({"every": every} if every > 1 else {}),
         "rescue": map_text(restored),
     }
     with session.run(opened, identity, _candidate_bytes(planned)) as run:
@@ -92,8 +96,8 @@ def map(
         text = _samples(session, opened, evaluation, metric)
         job = _job(session, opened, where(model), places, planned, candidates, text, metric, workers)
         effort = Effort(share, tuple(parsed.index(format) for format in restored))
-        asked: dict[str, Any] = {"formats": map_text(parsed), "by": by, "metric": metric, "recipe": recipe}
-        asked["kept"] = kept_of(opened)
+        asked: dict[str, Any] = {"formats": map_text(parsed), "by": by, "every": every, "metric": metric}
+        asked |= {"recipe": recipe, "kept": kept_of(opened)}
         asked["methods"] = [use.plain() for use in planned[0][0].methods]
         numbers = _measured(session, opened, job, parsed, run, effort, workers, asked)
         record = session.record(
@@ -214,7 +218,7 @@ def _dry(
     runs = passes * evaluation.tokens * len(model.skeleton.blocks)
     made = [predicted(model, recipe, plan, session) for recipe, plan in planned]
     quantize = sum(one["seconds"] for one in made)
-    found = mapping(session, model, evaluation.tokens, len(planned), runs)
+    found = mapping(session, model, evaluation.tokens, len(planned), runs, len({place.at for place in places}))
     numbers = {
         "predicted": {
             "cells": cells,

@@ -25,6 +25,8 @@ def summary(records: list[Record]) -> list[Node]:
         places = words.count(len({name for name, _ in found.damage}), "place was", "places were")
         said = f"{places} quantized alone to {formats}, and measured against the exact full-precision model."
         lines.append(paragraph(prose(said)))
+        if (every := whole(record.numbers.get("every")) or 1) > 1:
+            lines.append(paragraph(f"Of every {every} blocks one was measured; it stands for those around it."))
         lines += [_sentence(found, format) for format in found.formats if found.ranked(format)]
     return lines
 
