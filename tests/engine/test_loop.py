@@ -121,9 +121,9 @@ def test_only_what_the_plan_names_is_tapped(checkpoint: Find, tmp_path: Path, mo
     tapped: list[str] = []
     gather = loop.gather
 
-    def watched(block, groups, batches, wanted, exact=None):
+    def watched(block, groups, batches, wanted, exact=None, **options):
         tapped.extend(group.name for group in groups)
-        return gather(block, groups, batches, wanted, exact)
+        return gather(block, groups, batches, wanted, exact, **options)
 
     monkeypatch.setattr(loop, "gather", watched)
     recipe = "{weights: 'int4:g32', methods: [rtn], rules: [{match: '*.1.mlp.down_proj', methods: [gptq]}]}"

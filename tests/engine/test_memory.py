@@ -23,9 +23,9 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of the Hessians of each tap."""
     found: list[int] = []
 
-    def watched(block, groups, batches, wanted, exact=None):
+    def watched(block, groups, batches, wanted, exact=None, **options):
         found.append(sum(4 * group.width**2 for group in groups) if "hessian" in wanted else 0)
-        return gather(block, groups, batches, wanted, exact)
+        return gather(block, groups, batches, wanted, exact, **options)
 
     monkeypatch.setattr(loop, "gather", watched)
     return found
