@@ -139,10 +139,15 @@ def predicted(command: list[str]) -> dict[str, Any]:
     return json.loads(said.getvalue())["numbers"]["predicted"]
 
 
-def halves(course: dict[int, float], blocks: int) -> dict[str, float]:
-    """CPU seconds of a block in the second half over those in the first; `course` has them by shards written."""
+def halves(course: dict[int, float], blocks: int) -> dict[str, float] | None:
+    """CPU seconds of a block in the second half over those in the first; `course` has them by shards written.
+
+    None where too few were seen: a small model is through between two looks.
+    """
     marks = [count for count in sorted(course) if 1 <= count <= blocks]
-    middle = min(marks, key=lambda count: abs(count - (blocks + 1) / 2))
+    middle = min(marks[1:-1], key=lambda count: abs(count - (blocks + 1) / 2), default=None)
+    if middle is None:
+        return None
     first = (course[middle] - course[marks[0]]) / (middle - marks[0])
     second = (course[marks[-1]] - course[middle]) / (marks[-1] - middle)
     return {"first": first, "second": second, "ratio": second / first}

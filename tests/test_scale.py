@@ -67,4 +67,12 @@ def test_every_verb_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert found["predicted_over_measured"]["seconds"] >= 0
         assert found["written_bytes"] > 0
     assert row["verbs"]["map"]["scratch_bytes"] >= 0
-    assert row["verbs"]["quantize"]["halves"]["ratio"] > 0
+    parts = row["verbs"]["quantize"]["halves"]
+    assert parts is None or parts["ratio"] > 0
+
+
+def test_halves_are_the_cost_of_blocks_before_and_behind_the_middle() -> None:
+    """Blocks of one second and of two; what lies before the first shard and behind the last is not counted."""
+    course = {0: 5.0, 1: 7.0, 2: 8.0, 3: 9.0, 4: 11.0, 5: 13.0, 6: 40.0}
+    assert scale.halves(course, 5) == {"first": 1.0, "second": 2.0, "ratio": 2.0}
+    assert scale.halves({0: 0.0, 1: 0.4, 2: 0.8}, 2) is None
