@@ -160,6 +160,12 @@ def kept(cell: Cell) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def kept_before(cell: Cell) -> dict[str, Any] | None:
+    """What was kept of this cell under other code of the rooms that round; a table says so."""
+    found = sorted(CELLS.glob(f"{cell.label.replace('/', '-')}-????????.json"))
+    return json.loads(found[0].read_text(encoding="utf-8")) if len(found) == 1 else None
+
+
 def calibration(seed: int, sequences: int) -> torch.Tensor:
     """Windows of the training text at random places [sequences, 512]; fewer are the first of more."""
     text = WIKITEXT_TRAIN.read_text(encoding="utf-8")

@@ -3,7 +3,8 @@
     python -m benchmarks.contest_table
 
 Our rows are means over their calibration seeds. Ratios are paired by window, of the means over seeds. Seconds are those
-of cells on two threads: others ran beside other work, or were stopped for a while.
+of cells on two threads: others ran beside other work, or were stopped for a while. A cell that is kept of other code
+than today's counts too, where it is the only one of its kind; `current` says which are of today's.
 """
 
 from collections import defaultdict
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.common import write_result
-from benchmarks.contest import EVALUATION, LENGTH, SEQUENCES, Cell, cells, kept
+from benchmarks.contest import EVALUATION, LENGTH, SEQUENCES, Cell, cells, kept, kept_before
 
 from subeight.evals.stats import paired_ratio
 
@@ -35,8 +36,9 @@ def _rows() -> list[Row]:
     found: dict[tuple[str, str, str], list[tuple[Cell, Row]]] = defaultdict(list)
     for cell in cells():
         content = kept(cell)
-        if content is not None:
-            found[cell.width, cell.tool, cell.method].append((cell, content))
+        current = content is not None
+        if content := content or kept_before(cell):
+            found[cell.width, cell.tool, cell.method].append((cell, content | {"current": current}))
     rows = [_row(*key, runs) for key, runs in found.items()]
     widths = list(dict.fromkeys(width for width, _, _ in found))
     return sorted(rows, key=lambda row: (widths.index(row["width"]), row["kl"]))
@@ -58,6 +60,7 @@ def _row(width: str, tool: str, method: str, runs: list[tuple[Cell, Row]]) -> Ro
         "threads": most,
         "machine": sorted({content["machine"] for _, content in runs}),
         "own_runtime": method in OWN_RUNTIME,
+        "current": all(content["current"] for _, content in runs),
     }
 
 
