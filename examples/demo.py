@@ -29,7 +29,7 @@ BROKEN = "model.layers.0.self_attn.o_proj"  # whose scales the demo makes wrong
 DIAGNOSED_TOKENS = 1024
 MAPPED, MAPPED_TOKENS, MAPPED_WINDOW, BUDGET = ("int4", "int3", "int2"), 512, 64, "3.25 bits"
 CACHES = ("int4:g64:asym,rotate,window=64", "int2:g64:asym,rotate,window=64")
-RECIPES = ("rtn-int4", "gptq-int4", "rtn-int3", "hqq-int3", "awq-int3", "outliers-gptq-int3", "gptq-int3")
+RECIPES = ("rtn-int4", "gptq-int4", "rtn-int3", "awq-int3", "outliers-gptq-int3", "gptq-int3")
 
 
 class Clock:
