@@ -4,7 +4,7 @@ what pays on this machine, and what keys and values in few bits cost.
 
     python examples/demo.py --out demo
 
-Demo settings (16 calibration sequences of 512 tokens, 4,096 evaluation tokens, 1,024 to diagnose, 512 to map): they
+Demo settings (12 calibration sequences of 512 tokens, 4,096 evaluation tokens, 1,024 to diagnose, 512 to map): they
 show the way, they are no results.
 """
 
@@ -135,7 +135,7 @@ def _demo_recipes(directory: Path) -> list[str]:
     paths = []
     for name in RECIPES:
         recipe = subeight.load_recipe(name)
-        small = recipe.calibration.model_copy(update={"sequences": 16, "length": 512})
+        small = recipe.calibration.model_copy(update={"sequences": 12, "length": 512})
         path = directory / f"{name}.yaml"
         path.write_text(recipe.model_copy(update={"calibration": small}).to_yaml(), encoding="utf-8")
         paths.append(str(path))
