@@ -98,18 +98,7 @@ def train_qat(
         begun = begun or _quantized(session, model, recipe, run.directory / KEPT / "start")
         ranks.wait_for_everyone()
         plan = stored_plan(begun)
-        learner, told = learning.learn(begun, run.directory)
-        exporter = exporter_for(target_of(plan))
-        changed, values = learner.stored(), learner.values()
-        transcode(begun, plan, exporter, run.directory, changed=changed, values=values, quiet=options.quiet)
-        numbers = {
-            "bits_per_weight": plan.bits_per_weight,
-            "bytes": plan.bytes,
-            "checkpoint": str(run.directory),
-            "linears": sorted(changed),
-            "training": told,
-            "parity": verified(run.directory, session),
-        }
+        numbers = _trained(learning, begun, plan, run.directory)
         question = ask(baseline, evaluation, session.computing, session.cache)
         numbers |= _compared(question, begun, session.model(str(run.directory)), options.seed)
         point = Coordinates(
@@ -152,6 +141,21 @@ class _Learning:
             ranks.wait_for_everyone()
             self.learn(begun or self.session.model(str(self.options.out / KEPT / "start")), self.options.out)
         return Result(self.session.record(Coordinates(), {}))
+
+
+def _trained(learning: _Learning, begun: Model, plan: Plan, directory: Path) -> dict[str, Any]:
+    """Trains, and writes the checkpoint into `directory`; what a record says of both."""
+    learner, told = learning.learn(begun, directory)
+    changed, values, quiet = learner.stored(), learner.values(), learning.options.quiet
+    transcode(begun, plan, exporter_for(target_of(plan)), directory, changed=changed, values=values, quiet=quiet)
+    return {
+        "bits_per_weight": plan.bits_per_weight,
+        "bytes": plan.bytes,
+        "checkpoint": str(directory),
+        "linears": sorted(changed),
+        "training": told,
+        "parity": verified(directory, learning.session),
+    }
 
 
 def _compared(question: Question, start: Model, trained_model: Model, seed: int) -> dict[str, Any]:
