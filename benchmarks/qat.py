@@ -20,6 +20,7 @@ import torch
 from benchmarks.common import WIKITEXT_TEST, WIKITEXT_TRAIN, write_result
 
 from subeight.recipes import load_recipe
+from subeight.records import Record
 from subeight.verbs.options import Options
 from subeight.verbs.quantize import quantize
 from subeight.verbs.train_qat import Asked, train_qat
@@ -66,13 +67,14 @@ def _row(name: str, given: argparse.Namespace) -> dict[str, Any]:
     begun = given.work / f"start-{recipe}"
     asked = Asked(only=only, tokens=int(share * given.tokens))
     out = given.work / name.replace(" ", "-")
-    start = quantize("smollm2", _recipe(recipe, given.work), options=_at(options, begun))
+    kept_start = Record.read(begun) if (begun / "record.json").is_file() else None
+    start = kept_start or quantize("smollm2", _recipe(recipe, given.work), options=_at(options, begun)).record
     found = train_qat(
         "smollm2", recipe, data=str(WIKITEXT_TRAIN), start=str(begun), asked=asked, options=_at(options, out)
     )
     kept = ("kl_start", "kl_start_ci", "kl", "kl_ci", "gain", "gain_ci", "bits_per_weight")
     training = {key: found.numbers["training"][key] for key in ("steps", "seconds", "predicted_seconds", "curve")}
-    return {key: found.numbers[key] for key in kept} | training | {"seconds_of_start": start.record.seconds}
+    return {key: found.numbers[key] for key in kept} | training | {"seconds_of_start": start.seconds}
 
 
 def _recipe(name: str, work: Path) -> str:

@@ -157,7 +157,7 @@ def _timed(
 
 
 def _stepped(module: PreTrainedModel | Compiled, prompt: torch.Tensor) -> list[float]:
-    return list(steps(module, prompt, TOKENS, module.cache() if isinstance(module, Compiled) else None))
+    return steps(module, prompt, TOKENS, module.cache() if isinstance(module, Compiled) else None)
 
 
 def _asked(peer: subprocess.Popen[str], prompt: torch.Tensor) -> list[float]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from subeight.kernels.frames import with_room
+
 
 @dataclass
 class Timed:
@@ -48,16 +50,20 @@ def time_together(
     found = {name: Timed(*prompt.shape) for name in modules}
     for number in range(rounds + 1):
         for name, module in modules.items():
-            prefill, *decode = list(steps(module, prompt, tokens))
+            prefill, *decode = steps(module, prompt, tokens)
             if number:
                 found[name].prefill.append(prefill)
                 found[name].decode += decode
     return found
 
 
-@torch.inference_mode()
-def steps(module: Callable[..., Any], prompt: Tensor, tokens: int, cache: Cache | None = None) -> Iterator[float]:
+def steps(module: Callable[..., Any], prompt: Tensor, tokens: int, cache: Cache | None = None) -> list[float]:
     """Seconds of the prefill, then of each token; into `cache` where one is given."""
+    return with_room(lambda: list(_stepped(module, prompt, tokens, cache)))
+
+
+@torch.inference_mode()
+def _stepped(module: Callable[..., Any], prompt: Tensor, tokens: int, cache: Cache | None) -> Iterator[float]:
     step = prompt
     for _ in range(tokens + 1):
         _settle(prompt.device)

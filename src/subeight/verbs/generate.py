@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from subeight.errors import InputError
 from subeight.evals.passes import context_length
+from subeight.kernels.frames import with_room
 from subeight.kv.cache import KVCache
 from subeight.kv.policy import KVPolicy
 from subeight.models.model import Model
@@ -66,7 +67,8 @@ def generate(
     if packed.module.generation_config.pad_token_id is None:
         choices["pad_token_id"] = tokenizer.eos_token_id
     clock.start()
-    found = packed.module.generate(ids, attention_mask=torch.ones_like(ids), **choices)[0, ids.shape[1] :]
+    answered = with_room(lambda: packed.module.generate(ids, attention_mask=torch.ones_like(ids), **choices))
+    found = answered[0, ids.shape[1] :]
     text = tokenizer.decode(found, skip_special_tokens=True)
     numbers = {"text": text, "prompt_tokens": ids.shape[1], "new_tokens": len(found), **clock.numbers(), **held(packed)}
     numbers["kv"] = str(policy)
