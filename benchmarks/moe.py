@@ -1,4 +1,4 @@
-"""Calibration of a mixture of experts: as it comes, topped up, and forced; what it does to the worst expert.
+"""Calibration of a mixture of experts: as it comes, topped up, by chance, and forced; what the worst expert gets of it.
 
     python -m benchmarks.moe MODEL [--work DIR] [--threads 1]
 
@@ -9,6 +9,7 @@ measured on the packaged evaluation text. Cells that lie in `--work` are not mad
 
 import argparse
 import json
+import random
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -24,8 +25,10 @@ from subeight.evals.experts import expert_numbers
 from subeight.evals.scoring import ask, score
 from subeight.export import exporter_for
 from subeight.models.model import Model
-from subeight.recipes import Recipe, parse_recipe
-from subeight.verbs.feeding import feed
+from subeight.recipes import Plan, Recipe, parse_recipe
+from subeight.recipes.fallback import with_fallback
+from subeight.text import CalibrationSpec, further
+from subeight.verbs.feeding import POOL, Fed, coverage_of, feed
 from subeight.verbs.options import Options
 from subeight.verbs.planning import planned_recipe, target_of
 from subeight.verbs.quantize import loop_settings
@@ -35,9 +38,11 @@ PER_EXPERT = 256
 BITS = (4, 3)
 TEXT = {"sequences": 16, "length": 256, "seed": 0}
 EVAL_TOKENS = 4096
+TOPPED_UP, AT_RANDOM = "topped up", "as many at random"
 WAYS: dict[str, dict[str, Any] | None] = {
     "as it comes": {},
-    "topped up": {"per_expert": PER_EXPERT, "pool": "builtin"},
+    TOPPED_UP: {"per_expert": PER_EXPERT, "pool": "builtin"},
+    AT_RANDOM: {},
     "rtn": None,
     "forced": {"forced": True},
 }
@@ -88,6 +93,9 @@ def cell(session: Session, model: Model, bits: int, way: str, prose: Path, work:
         return json.loads(kept.read_text(encoding="utf-8"))
     recipe, plan = planned_recipe(model, recipe_of(bits, way, prose), session.options)
     fed = feed(session, model, recipe, plan)
+    if way == AT_RANDOM:
+        added = json.loads((work / f"W{bits}-{TOPPED_UP.replace(' ', '-')}.json").read_text())["calibration"]["added"]
+        fed = _with_random(session, model, plan, fed, added)
     directory = work / name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -113,6 +121,19 @@ def cell(session: Session, model: Model, bits: int, way: str, prose: Path, work:
         flush=True,
     )
     return found
+
+
+def _with_random(session: Session, model: Model, plan: Plan, fed: Fed, added: int) -> Fed:
+    """Fed with `added` sequences of the pool at random beside its own: what topping up is worth is more than these."""
+    assert fed.calibration is not None
+    pool = further(
+        CalibrationSpec("builtin", 1, TEXT["length"], TEXT["seed"]), model.tokenizer(), fed.calibration.ids, POOL
+    )
+    calibration = fed.calibration.and_more(random.Random(0).sample(pool, added))
+    numbers = coverage_of(session, model, calibration)
+    assert numbers is not None
+    dry = {row["expert"] for row in numbers["rows"] if not row["tokens"]}
+    return Fed(with_fallback(plan, dry, None, "any"), calibration, numbers | {"added": added})
 
 
 def summary(found: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:

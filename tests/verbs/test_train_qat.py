@@ -133,3 +133,9 @@ def test_two_processes_make_one_checkpoint(house, start: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     numbers = Record.read(tmp_path / "out").numbers
     assert numbers["kl"] < numbers["kl_start"] and Model(str(tmp_path / "out")).codes is not None
+
+
+def test_shards_are_refused(house, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="without --use_fsdp"):
+        train_qat(str(house.base), data=str(house.calibration), options=house.options())

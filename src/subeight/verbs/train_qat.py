@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from subeight.engine.transcode import stored_plan, transcode
 from subeight.errors import InputError, ModelError, RecordError
@@ -71,8 +72,9 @@ def train_qat(
     same command goes on where a killed one stopped.
 
     Raises:
-        InputError: no or too little data, a start of another model, nothing to train.
+        InputError: no or too little data, a start of another model, nothing to train, a launch with FSDP.
     """
+    _require_no_shards()
     options, asked = options or Options(), asked or Asked()
     session = Session(KIND, options)
     baseline = session.model(model)
@@ -185,6 +187,14 @@ def trained(plan: Plan, only: str) -> set[str]:
             f"{FEW} bits) or a glob on their names."
         )
     return found
+
+
+def _require_no_shards() -> None:
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise InputError(
+            "`accelerate launch` was asked for FSDP, but every process of this training holds the whole model; launch it "
+            "without --use_fsdp (each process takes its part of every step)."
+        )
 
 
 def _text(model: Model, data: str, asked: Asked, seed: int) -> Calibration:
