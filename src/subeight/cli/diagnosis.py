@@ -5,29 +5,13 @@ from typing import Annotated
 import typer
 
 from subeight import verbs
-from subeight.cli.options import (
-    AsJson,
-    Device,
-    DryRun,
-    Dtype,
-    EvalTokens,
-    EvalWindow,
-    MaxMemory,
-    Name,
-    Out,
-    Quiet,
-    Scratch,
-    Seed,
-    Threads,
-    Trust,
-    parse_bytes,
-)
-from subeight.cli.options import command as typed
-from subeight.cli.show import show
+from subeight.cli.options import COMPUTE, RUN, STREAMING, Name, takes
 from subeight.verbs.diagnose import Complaint
 from subeight.verbs.options import Options
+from subeight.verbs.session import Result
 
 
+@takes(*RUN, *COMPUTE, *STREAMING, "eval_tokens", "eval_window", "dry_run")
 def diagnose(
     candidate: Name,
     baseline: Annotated[str | None, typer.Option("--baseline", help="full-precision model (default: guessed)")] = None,
@@ -43,36 +27,10 @@ def diagnose(
     python: Annotated[str | None, typer.Option("--python", help="interpreter that runs the packed model")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="a suspect to examine, repeatable")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="examine every suspect, whatever is found")] = False,
-    out: Out = None,
-    eval_tokens: EvalTokens = None,
-    eval_window: EvalWindow = 512,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    max_memory: MaxMemory = None,
-    scratch: Scratch = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    trust_remote_code: Trust = False,
-) -> None:
+    *,
+    options: Options,
+) -> Result:
     """Why a quantized model got worse: what is guilty, by experiment, and what mends it."""
-    options = Options(
-        out=out,
-        eval_tokens=eval_tokens,
-        eval_window=eval_window,
-        seed=seed,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        max_memory=parse_bytes(max_memory),
-        scratch=scratch,
-        dry_run=dry_run,
-        quiet=quiet,
-        trust_remote_code=trust_remote_code,
-        command=typed(),
-    )
     complaint = Complaint(
         prompts=prompts,
         control=control,
@@ -85,4 +43,4 @@ def diagnose(
         only=tuple(only or ()),
         thorough=thorough,
     )
-    show(verbs.diagnose(candidate, baseline, complaint=complaint, options=options), as_json=as_json)
+    return verbs.diagnose(candidate, baseline, complaint=complaint, options=options)

@@ -6,32 +6,13 @@ from typing import Annotated
 import typer
 
 from subeight import verbs
-from subeight.cli.options import (
-    AsJson,
-    Calibration,
-    Cluster,
-    Device,
-    DryRun,
-    Dtype,
-    Evals,
-    EvalTokens,
-    MaxMemory,
-    Name,
-    Out,
-    Quiet,
-    Scratch,
-    Seed,
-    Threads,
-    Trust,
-    Workers,
-    command,
-    parse_bytes,
-)
-from subeight.cli.show import show
+from subeight.cli.options import COMPUTE, EVALUATION, RUN, STREAMING, Cluster, Name, Workers, takes
 from subeight.sweep import Where
 from subeight.verbs.options import Options
+from subeight.verbs.session import Result
 
 
+@takes(*RUN, *COMPUTE, *STREAMING, *EVALUATION, "calibration", "dry_run", eval_tokens=4096, eval_window=128)
 def map(
     model: Name,
     formats: Annotated[str, typer.Option("--formats", help="formats, separated by commas")] = "int8,int4,int3,int2",
@@ -45,41 +26,11 @@ def map(
     share: Annotated[float, typer.Option("--share", help="at most this share of the naive way's work")] = 0.1,
     workers: Workers = None,
     cluster: Cluster = None,
-    out: Out = None,
-    calibration: Calibration = None,
-    evals: Evals = None,
-    eval_tokens: EvalTokens = 4096,
-    eval_window: Annotated[int, typer.Option("--eval-window", min=2, help="tokens in a window of plain text")] = 128,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    max_memory: MaxMemory = None,
-    scratch: Scratch = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    trust_remote_code: Trust = False,
-) -> None:
+    *,
+    options: Options,
+) -> Result:
     """What every layer loses in every format, alone: where the bits are needed, measured."""
-    options = Options(
-        out=out,
-        calibration=calibration,
-        evals=tuple(evals or ("builtin",)),
-        eval_tokens=eval_tokens,
-        eval_window=eval_window,
-        seed=seed,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        max_memory=parse_bytes(max_memory),
-        scratch=scratch,
-        dry_run=dry_run,
-        quiet=quiet,
-        trust_remote_code=trust_remote_code,
-        command=command(),
-    )
-    done = verbs.map(
+    return verbs.map(
         model,
         formats.split(","),
         recipe=recipe,
@@ -91,9 +42,9 @@ def map(
         workers=Where(workers, cluster),
         options=options,
     )
-    show(done, as_json=as_json)
 
 
+@takes(*RUN, *COMPUTE, *STREAMING, "dry_run")
 def allocate(
     map: Annotated[str, typer.Argument(help="the run directory of a map, or its record.json")],
     budget: Annotated[
@@ -105,33 +56,11 @@ def allocate(
     verify: Annotated[bool, typer.Option("--verify", help="quantize by the recipe and measure it")] = False,
     model: Annotated[str | None, typer.Option("--model", help="the map's model, where it lies elsewhere")] = None,
     context: Annotated[int, typer.Option("--context", min=1, help="tokens before the one that is timed")] = 1024,
-    out: Out = None,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    max_memory: MaxMemory = None,
-    scratch: Scratch = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    trust_remote_code: Trust = False,
-) -> None:
+    *,
+    options: Options,
+) -> Result:
     """A budget spent by a map: an ordinary recipe, why each layer got its bits, and the whole Pareto front."""
-    options = Options(
-        out=out,
-        seed=seed,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        max_memory=parse_bytes(max_memory),
-        scratch=scratch,
-        dry_run=dry_run,
-        quiet=quiet,
-        trust_remote_code=trust_remote_code,
-        command=command(),
-    )
-    done = verbs.allocate(
+    return verbs.allocate(
         map,
         budget,
         engine=engine,
@@ -142,7 +71,6 @@ def allocate(
         context=context,
         options=options,
     )
-    show(done, as_json=as_json)
 
 
-MAPPING: dict[str, Callable[..., int | None]] = {"map": map, "allocate": allocate}
+MAPPING: dict[str, Callable[..., int]] = {"map": map, "allocate": allocate}

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from subeight import verbs
-from subeight.cli.options import AsJson, Device, Dtype, Evals, Name, Out, Quiet, Seed, Threads, Trust, command, numbers
-from subeight.cli.show import show
+from subeight.cli.options import COMPUTE, RUN, Name, numbers, takes
 from subeight.verbs.kv import POLICIES
 from subeight.verbs.options import Options
+from subeight.verbs.session import Result
 
 
+@takes("quiet", "trust_remote_code", *COMPUTE, answer="text")
 def generate(
     model: Name,
     prompt: Annotated[str, typer.Argument(help="the text that is answered")],
@@ -22,64 +23,32 @@ def generate(
     kv: Annotated[
         str | None, typer.Option("--kv", help="how keys and values are stored (default: as the recipe)")
     ] = None,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    trust_remote_code: Trust = False,
-) -> None:
+    *,
+    options: Options,
+) -> Result:
     """An answer by a checkpoint that runs on its codes; the text goes to standard output."""
-    options = Options(
-        seed=seed,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        quiet=quiet,
-        trust_remote_code=trust_remote_code,
-        command=command(),
-    )
-    found = verbs.generate(
+    return verbs.generate(
         model, prompt, tokens=tokens, temperature=temperature, raw=raw, compiled=compiled, kv=kv, options=options
     )
-    if not as_json:
-        typer.echo(found.numbers["text"])
-    show(found, as_json=as_json)
 
 
+@takes(*RUN, *COMPUTE)
 def bench(
     model: Name,
     batch: Annotated[str, typer.Option("--batch", help="sequences at once, for instance 1,8")] = "1",
     prompt: Annotated[int, typer.Option("--prompt", min=1, help="tokens that are read")] = 256,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="tokens that are written")] = 32,
     rounds: Annotated[int, typer.Option("--rounds", min=1)] = 5,
-    out: Out = None,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    trust_remote_code: Trust = False,
-) -> None:
+    *,
+    options: Options,
+) -> Result:
     """How fast a checkpoint reads and writes on its kernels, beside the same weights dequantized."""
-    options = Options(
-        out=out,
-        seed=seed,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        quiet=quiet,
-        trust_remote_code=trust_remote_code,
-        command=command(),
-    )
-    found = verbs.bench(
+    return verbs.bench(
         model, batch=numbers("--batch", batch), prompt=prompt, tokens=tokens, rounds=rounds, options=options
     )
-    show(found, as_json=as_json)
 
 
+@takes(*RUN, *COMPUTE, "evals")
 def kv(
     model: Name,
     policies: Annotated[
@@ -102,29 +71,11 @@ def kv(
         str | None, typer.Option("--length", help="tokens of each sequence, for a budget of bytes")
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="sequences, for bytes of caches")] = 1,
-    out: Out = None,
-    evals: Evals = None,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    trust_remote_code: Trust = False,
-) -> None:
+    *,
+    options: Options,
+) -> Result:
     """What keys and values in few bits cost: divergence, perplexity, retrieval and memory, by policy and context."""
-    options = Options(
-        out=out,
-        evals=tuple(evals or ("builtin",)),
-        seed=seed,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        quiet=quiet,
-        trust_remote_code=trust_remote_code,
-        command=command(),
-    )
-    found = verbs.kv(
+    return verbs.kv(
         model,
         policies=policies or POLICIES,
         contexts=numbers("--contexts", contexts),
@@ -138,36 +89,19 @@ def kv(
         batch=batch,
         options=options,
     )
-    show(found, as_json=as_json)
 
 
+@takes(*RUN, *COMPUTE, dtype="bfloat16")
 def advise(
     model: Name,
     batch: Annotated[str, typer.Option("--batch", help="sequences at once, for instance 1,8,64")] = "1,8",
     context: Annotated[int, typer.Option("--context", min=1, help="tokens of the prompt")] = 1024,
     goal: Annotated[str, typer.Option("--goal", help="latency, throughput or memory")] = "latency",
-    out: Out = None,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    dtype: Dtype = "bfloat16",
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    trust_remote_code: Trust = False,
-) -> None:
+    *,
+    options: Options,
+) -> Result:
     """Which scheme pays on this machine for this model: measured on one real block, beside a roofline."""
-    options = Options(
-        out=out,
-        seed=seed,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        quiet=quiet,
-        trust_remote_code=trust_remote_code,
-        command=command(),
-    )
-    found = verbs.advise(model, batch=numbers("--batch", batch), context=context, goal=goal, options=options)
-    show(found, as_json=as_json)
+    return verbs.advise(model, batch=numbers("--batch", batch), context=context, goal=goal, options=options)
 
 
-RUNNING: dict[str, Callable[..., None]] = {"advise": advise, "generate": generate, "bench": bench, "kv": kv}
+RUNNING: dict[str, Callable[..., int]] = {"advise": advise, "generate": generate, "bench": bench, "kv": kv}

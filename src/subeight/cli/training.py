@@ -8,31 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from subeight import verbs
-from subeight.cli.options import (
-    AsJson,
-    Calibration,
-    Device,
-    DryRun,
-    Dtype,
-    Evals,
-    EvalTokens,
-    EvalWindow,
-    MaxMemory,
-    Name,
-    Out,
-    Quiet,
-    Scratch,
-    Seed,
-    Threads,
-    Trust,
-    command,
-    parse_bytes,
-)
-from subeight.cli.show import show, words
+from subeight.cli.options import COMPUTE, EVALUATION, RUN, STREAMING, Name, takes
+from subeight.cli.show import words
 from subeight.train.adapters import LoraShape
 from subeight.train.manifest import FROZEN, QUANTIZED, TRAINED, Manifest
 from subeight.train.qlora import Course
 from subeight.verbs.options import Options
+from subeight.verbs.session import Result
 from subeight.verbs.train_qat import Asked
 from subeight.verbs.train_qlora import Material
 
@@ -40,6 +22,7 @@ train = typer.Typer(no_args_is_help=True, help="Training in few bits: codes them
 
 
 @train.command("qat")
+@takes(*RUN, *COMPUTE, *STREAMING, *EVALUATION, "dry_run")
 def qat(
     model: Name,
     recipe: Annotated[
@@ -56,43 +39,16 @@ def qat(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="activations anew in the backward pass")
     ] = False,
-    out: Out = None,
-    evals: Evals = None,
-    eval_tokens: EvalTokens = None,
-    eval_window: EvalWindow = 512,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    max_memory: MaxMemory = None,
-    scratch: Scratch = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    trust_remote_code: Trust = False,
-) -> None:
+    *,
+    options: Options,
+) -> Result:
     """Codes, scales and norms trained through the rounding, at the same bits. The same command resumes."""
-    options = Options(
-        out=out,
-        evals=tuple(evals or ("builtin",)),
-        eval_tokens=eval_tokens,
-        eval_window=eval_window,
-        seed=seed,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        max_memory=parse_bytes(max_memory),
-        scratch=scratch,
-        dry_run=dry_run,
-        quiet=quiet,
-        trust_remote_code=trust_remote_code,
-        command=command(),
-    )
     asked = Asked(only, tokens, epochs, length, batch, rate, checkpointing)
-    show(verbs.train_qat(model, recipe, data=data, start=start, asked=asked, options=options), as_json=as_json)
+    return verbs.train_qat(model, recipe, data=data, start=start, asked=asked, options=options)
 
 
 @train.command("qlora")
+@takes(*RUN, *COMPUTE, *STREAMING, "calibration", "eval_tokens", "dry_run")
 def qlora(
     model: Name,
     data: Annotated[str, typer.Option("--data", help="JSONL, text or Parquet to learn from (docs/text.md)")],
@@ -118,37 +74,11 @@ def qlora(
     merge: Annotated[
         str, typer.Option("--merge", help="what is written: best, 16-bit, dequantized, requantized, none")
     ] = "best",
-    out: Out = None,
-    calibration: Calibration = None,
-    eval_tokens: EvalTokens = None,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    dtype: Dtype = "auto",
-    max_memory: MaxMemory = None,
-    scratch: Scratch = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    trust_remote_code: Trust = False,
-) -> None:
+    *,
+    options: Options,
+) -> Result:
     """LoRA adapters on a packed base; every way of merging them measured. The same command resumes."""
-    options = Options(
-        out=out,
-        calibration=calibration,
-        eval_tokens=eval_tokens,
-        seed=seed,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        max_memory=parse_bytes(max_memory),
-        scratch=scratch,
-        dry_run=dry_run,
-        quiet=quiet,
-        trust_remote_code=trust_remote_code,
-        command=command(),
-    )
-    found = verbs.train_qlora(
+    return verbs.train_qlora(
         model,
         data,
         recipe,
@@ -158,10 +88,9 @@ def qlora(
         shape=LoraShape(rank, 2.0 * rank if alpha is None else alpha, dropout, _names(targets)),
         course=Course(epochs, steps, batch, accumulate, rate, save=save, recompute=recompute),
         merge=merge,
-        tell=None if quiet else lambda listed: words(manifest_table(listed)),
+        tell=None if options.quiet else lambda listed: words(manifest_table(listed)),
         options=options,
     )
-    show(found, as_json=as_json)
 
 
 def _names(text: str) -> tuple[str, ...]:
