@@ -192,7 +192,7 @@ def trained(plan: Plan, only: str) -> set[str]:
 def _require_no_shards() -> None:
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise InputError(
-            "`accelerate launch` was asked for FSDP, but every process of this training holds the whole model; launch it "
+            "`accelerate launch` was asked for FSDP, but every process here holds the whole model; launch it "
             "without --use_fsdp (each process takes its part of every step)."
         )
 
