@@ -1,6 +1,6 @@
 """What training through the rounding adds to our best post-training result at the same bits, and what it takes.
 
-    python -m benchmarks.qat --work DIR [--only 'W2*'] [--tokens 600000] [--threads 2]
+    python -m benchmarks.qat --work DIR [--only 'W2*'] [--tokens 350000] [--threads 2]
 
 smollm2 by `best-int2` and `best-int3` on 128 x 512 tokens of wikitext-2's training text, then `train qat` on windows of
 all of it. KL on the first 10,240 tokens of the test text, window 1024, paired by window. `culprits` is a model of mixed
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "qat")
     parser.add_argument("--only", default="*")
-    parser.add_argument("--tokens", type=int, default=400_000, help="of a whole training; others get their share")
+    parser.add_argument("--tokens", type=int, default=350_000, help="of a whole training; others get their share")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -73,7 +73,7 @@ def _row(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "smollm2", recipe, data=str(WIKITEXT_TRAIN), start=str(begun), asked=asked, options=_at(options, out)
     )
     kept = ("kl_start", "kl_start_ci", "kl", "kl_ci", "gain", "gain_ci", "bits_per_weight")
-    training = {key: found.numbers["training"][key] for key in ("steps", "seconds", "predicted_seconds", "curve")}
+    training = {key: found.numbers["training"][key] for key in ("steps", "seconds", "predicted", "curve")}
     return {key: found.numbers[key] for key in kept} | training | {"seconds_of_start": start.seconds}
 
 

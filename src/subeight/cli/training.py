@@ -44,7 +44,8 @@ def qat(
 ) -> Result:
     """Codes, scales and norms trained through the rounding, at the same bits. The same command resumes."""
     asked = Asked(only, tokens, epochs, length, batch, rate, checkpointing)
-    return verbs.train_qat(model, recipe, data=data, start=start, asked=asked, options=options)
+    tell = None if options.quiet else words
+    return verbs.train_qat(model, recipe, data=data, start=start, asked=asked, tell=tell, options=options)
 
 
 @train.command("qlora")

@@ -22,10 +22,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from subeight.errors import OutputError
 from subeight.records.progress import Advance, progress
+from subeight.train.evidence import evidence
 from subeight.train.learning import Distilled, QuietAdam
 from subeight.train.student import Student
 
 HELD = 0.0625  # share of the sequences by which the best step is chosen
+MOST = 24  # of them at most: they are read ten times
 CHECKS = 8  # times that they are read
 
 
@@ -39,6 +41,7 @@ class Training:
     seed: int = 0
     checkpointing: bool = False
     quiet: bool = False
+    processes: int = 1
 
 
 @dataclass
@@ -92,23 +95,27 @@ def _turned(student: Student, before: dict[str, Tensor]) -> dict[str, float]:
     return {name: float((student.weights[name].values() != codes).float().mean()) for name, codes in before.items()}
 
 
-def predicted_seconds(task: Task, training: Training) -> float:
-    """What `train` will take: one step measured, and with it the checks on what is held out; nothing is changed."""
+def forecast(task: Task, training: Training) -> dict[str, float]:
+    """What `train` will take and can learn, from one step; nothing is changed. See `evidence`."""
     ids = task.ids[: training.batch]
     began = time.monotonic()
     loss = task.distilled(ids, task.targets(ids))["loss"]
     forward = time.monotonic() - began
     loss.backward()
     step = time.monotonic() - began
-    task.distilled.zero_grad(set_to_none=True)
+    slopes = [weight.position.grad for weight in task.student.weights.values()]
     held, _ = _split(task.ids, training.seed)
-    return training.steps * step + (CHECKS + 2) * forward * len(held) / training.batch
+    seconds = training.steps * step + (CHECKS + 2) * forward * len(held) / training.batch
+    learned = training.steps * training.batch * ids.shape[1] * training.processes
+    known = evidence([slope for slope in slopes if slope is not None], ids.numel(), learned)
+    task.distilled.zero_grad(set_to_none=True)
+    return {"seconds": seconds, "tokens": learned, **known}
 
 
 def _split(ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Held-out sequences, and those that are learned from."""
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
-    count = max(1, round(HELD * len(ids)))
+    count = min(MOST, max(1, round(HELD * len(ids))))
     return ids[order[:count]], ids[order[count:]] if len(ids) > count else ids
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,7 +27,7 @@ from subeight.recipes import Plan
 from subeight.records import Coordinates
 from subeight.text import Calibration, CalibrationSpec, calibrate, calibrate_all
 from subeight.train.learning import Distilled
-from subeight.train.qat import Task, Training, predicted_seconds, train
+from subeight.train.qat import Task, Training, forecast, train
 from subeight.train.student import Student, student
 from subeight.verbs.evaluate import own_record
 from subeight.verbs.forecast import product_rate
@@ -40,6 +41,7 @@ KIND = "train-qat"
 ALL, CULPRITS = "all", "culprits"
 FEW = 3  # bits of a code, up to which a linear is a culprit
 KEPT = ".blocks"  # of a run: what it needs to go on
+WORTH = 0.1  # of what rounding loses, under which a text is too short to win it back
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,15 @@ def train_qat(
     data: str = "builtin",
     start: str | None = None,
     asked: Asked | None = None,
+    tell: Callable[[str], None] | None = None,
     options: Options | None = None,
 ) -> Result:
     """Trains codes, scales and norms of `model` quantized by `recipe` until its logits are nearer to the model's own.
 
     It begins with the post-training result: `start`, a checkpoint that `quantize` made of this model, or one made now.
     `asked.only` is `all`, `culprits` (linears of at most 3 bits) or a glob; what is not trained stays as it is. `data`
-    is read `asked.epochs` times. The result is a checkpoint of the same formats and bytes, in the run directory. The
-    same command goes on where a killed one stopped.
+    is read `asked.epochs` times. `tell` is told, before it starts, what it will take and can gain. The result is a
+    checkpoint of the same formats and bytes, in the run directory. The same command goes on where a killed one stopped.
 
     Raises:
         InputError: no or too little data, a start of another model, nothing to train, a launch with FSDP.
@@ -90,7 +93,7 @@ def train_qat(
         "data": text.hash,
     }
     identity |= {"evaluation": evaluation.hash, "asked": [asked.only, asked.epochs, asked.batch, asked.rate]}
-    learning = _Learning(session, baseline, text, asked, options)
+    learning = _Learning(session, baseline, text, asked, options, tell)
     ranks = PartialState(cpu=session.device.type == "cpu")
     if not ranks.is_main_process:
         return learning.follow(ranks, begun)
@@ -111,7 +114,8 @@ def train_qat(
             stack=session.stack.hash,
         )
         subject = {"model": baseline.label, "recipe": recipe, "data": data, "paths": {"model": where(model)}}
-        record = session.record(point, numbers, subject=subject, settings=asdict(asked))
+        warnings = _warnings(numbers["training"]["predicted"])
+        record = session.record(point, numbers, subject=subject, settings=asdict(asked), warnings=warnings)
         result = finish(run, record, (_sentence(numbers),))
     shutil.rmtree(run.directory / KEPT, ignore_errors=True)
     return result
@@ -126,13 +130,16 @@ class _Learning:
     text: Calibration
     asked: Asked
     options: Options
+    tell: Callable[[str], None] | None = None
 
     def learn(self, begun: Model, directory: Path) -> tuple[Student, dict[str, Any]]:
         """The student as it was best, and what is told of its training."""
         names = trained(stored_plan(begun), self.asked.only)
         learner, task = _task(self.session, self.baseline, begun, names, self.text)
         training = _training(self.asked, self.options, len(self.text.ids) // PartialState().num_processes)
-        told = {"predicted_seconds": predicted_seconds(task, training)}
+        told = {"predicted": forecast(task, training)}
+        if self.tell is not None and PartialState().is_main_process:
+            self.tell(_foretold(told["predicted"]))
         return learner, told | train(task, training, directory / KEPT / "training")
 
     def follow(self, ranks: PartialState, begun: Model | None) -> Result:
@@ -240,7 +247,8 @@ def _task(session: Session, baseline: Model, begun: Model, names: set[str], text
 
 def _training(asked: Asked, options: Options, sequences: int) -> Training:
     steps = max(1, asked.epochs * sequences // asked.batch)
-    return Training(steps, asked.batch, asked.rate, options.seed, asked.checkpointing, options.quiet)
+    processes = PartialState().num_processes
+    return Training(steps, asked.batch, asked.rate, options.seed, asked.checkpointing, options.quiet, processes)
 
 
 def _dry(session: Session, baseline: Model, text: Calibration, asked: Asked) -> Result:
@@ -256,6 +264,20 @@ def _dry(session: Session, baseline: Model, text: Calibration, asked: Asked) -> 
     coordinates = Coordinates(calibration=text.hash, stack=session.stack.hash)
     lines = (f"About {numbers['predicted']['seconds'] / 60:.0f} minutes for {text.ids.numel():,} tokens.",)
     return Result(session.record(coordinates, numbers, subject={"model": baseline.label}), lines=lines)
+
+
+def _foretold(predicted: dict[str, float]) -> str:
+    return (
+        f"About {predicted['seconds'] / 60:.0f} minutes. {predicted['tokens']:,.0f} tokens place "
+        f"{predicted['decided']:.2%} of the codes within a quarter of a code, half of them would take "
+        f"{predicted['tokens_for_half']:,.0f}: other codes can win back about {predicted['at_most']:.0%} of what "
+        "rounding loses at most, scales and norms what `distil` has left them."
+    )
+
+
+def _warnings(predicted: dict[str, float]) -> list[str]:
+    """That the text is too short to learn codes from."""
+    return [] if predicted["at_most"] >= WORTH else [f"Little text to learn codes from. {_foretold(predicted)}"]
 
 
 def _sentence(numbers: dict[str, Any]) -> str:

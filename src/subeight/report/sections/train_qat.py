@@ -56,12 +56,17 @@ def _way(record: Record, of: str) -> Section:
     )
     figure.update_xaxes(title="step", rangemode="tozero")
     figure.update_yaxes(title="KL on held-out sequences", rangemode="tozero")
-    predicted, took = (number(training.get(name)) for name in ("predicted_seconds", "seconds"))
+    predicted = mapping(training.get("predicted"))
     rows: list[tuple[Node, Node]] = [
         ("before, held out", words.significant(number(training.get("loss_before")))),
         ("after", words.significant(number(training.get("loss_after")))),
-        ("predicted time", words.duration(predicted)),
-        ("time it took", words.duration(took)),
+        ("predicted time", words.duration(number(predicted.get("seconds")))),
+        ("time it took", words.duration(number(training.get("seconds")))),
+        (
+            "codes that so much text can place within a quarter of one",
+            words.percent(number(predicted.get("decided")), 2),
+        ),
+        ("of the loss, what they could win back at most", words.percent(number(predicted.get("at_most")), 0)),
         ("bits per weight, as before", words.significant(number(record.numbers.get("bits_per_weight")))),
     ]
     caption = "The loss on sequences that nothing was learned from, the start at step 0; the least of them is kept."
