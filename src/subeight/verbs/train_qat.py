@@ -41,7 +41,7 @@ KIND = "train-qat"
 ALL, CULPRITS = "all", "culprits"
 FEW = 3  # bits of a code, up to which a linear is a culprit
 KEPT = ".blocks"  # of a run: what it needs to go on
-WORTH = 0.1  # of what rounding loses, under which a text is too short to win it back
+WORTH = 0.01  # of the codes, under which a text is too short to learn them from
 
 
 @dataclass(frozen=True)
@@ -268,16 +268,18 @@ def _dry(session: Session, baseline: Model, text: Calibration, asked: Asked) -> 
 
 def _foretold(predicted: dict[str, float]) -> str:
     return (
-        f"About {predicted['seconds'] / 60:.0f} minutes. {predicted['tokens']:,.0f} tokens place "
-        f"{predicted['decided']:.2%} of the codes within a quarter of a code, half of them would take "
-        f"{predicted['tokens_for_half']:,.0f}: other codes can win back about {predicted['at_most']:.0%} of what "
-        "rounding loses at most, scales and norms what `distil` has left them."
+        f"About {predicted['seconds'] / 60:.0f} minutes. So many tokens ({predicted['tokens']:,.0f}) place "
+        f"{predicted['decided']:.2%} of the codes within a quarter of a code; half of the codes would take "
+        f"{predicted['tokens_for_half']:,.0f}."
     )
 
 
 def _warnings(predicted: dict[str, float]) -> list[str]:
     """That the text is too short to learn codes from."""
-    return [] if predicted["at_most"] >= WORTH else [f"Little text to learn codes from. {_foretold(predicted)}"]
+    if predicted["decided"] >= WORTH:
+        return []
+    left = "What is gained comes of scales and norms, which `distil` in a recipe tunes too."
+    return [f"The text is too short to learn codes from. {_foretold(predicted)} {left}"]
 
 
 def _sentence(numbers: dict[str, Any]) -> str:

@@ -66,7 +66,6 @@ def _way(record: Record, of: str) -> Section:
             "codes that so much text can place within a quarter of one",
             words.percent(number(predicted.get("decided")), 2),
         ),
-        ("of the loss, what they could win back at most", words.percent(number(predicted.get("at_most")), 0)),
         ("bits per weight, as before", words.significant(number(record.numbers.get("bits_per_weight")))),
     ]
     caption = "The loss on sequences that nothing was learned from, the start at step 0; the least of them is kept."
