@@ -15,7 +15,7 @@ from subeight.verbs.quantize import quantize
 from subeight.verbs.train_qat import Asked, train_qat
 from tests.verbs import small
 
-SHORT = Asked(length=32, epochs=4, batch=4, rate=0.02)
+SHORT = Asked(length=32, epochs=4, batch=4, rate=0.02, codes=True)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,20 @@ def test_two_processes_make_one_checkpoint(house, start: str, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     numbers = Record.read(tmp_path / "out").numbers
     assert numbers["kl"] < numbers["kl_start"] and Model(str(tmp_path / "out")).codes is not None
+
+
+def test_codes_that_the_text_cannot_tell_stay(house, start: str, tmp_path: Path) -> None:
+    """Scales and norms are trained, and the record says why no more."""
+    told: list[str] = []
+    asked = replace(SHORT, codes=None, epochs=1)
+    result = train_qat(
+        str(house.base), data=str(house.calibration), start=start, asked=asked, tell=told.append,
+        options=house.options(out=tmp_path / "out"),
+    )  # fmt: skip
+    training = result.numbers["training"]
+    assert training["predicted"]["decided"] < 0.01 and training["codes"] is False
+    assert set(training["turned"].values()) == {0.0} and training["loss_after"] < training["loss_before"]
+    assert "scales and norms alone" in told[0] and "too short" in result.record.warnings[0]
 
 
 def test_shards_are_refused(house, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,11 +39,15 @@ def qat(
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="activations anew in the backward pass")
     ] = False,
+    codes: Annotated[
+        bool | None,
+        typer.Option("--codes/--no-codes", help="learn codes (default: if the text can tell 1 %)"),
+    ] = None,
     *,
     options: Options,
 ) -> Result:
     """Codes, scales and norms trained through the rounding, at the same bits. The same command resumes."""
-    asked = Asked(only, tokens, epochs, length, batch, rate, checkpointing)
+    asked = Asked(only, tokens, epochs, length, batch, rate, checkpointing, codes)
     tell = None if options.quiet else words
     return verbs.train_qat(model, recipe, data=data, start=start, asked=asked, tell=tell, options=options)
 

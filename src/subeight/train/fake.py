@@ -81,7 +81,7 @@ class _Rounded(torch.autograd.Function):
         return (unrotate(found) if weight.format.rotated else found).to(weight.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor, None]:
         weight: TrainedWeight = ctx.weight
         position, factor = ctx.saved_tensors
         slope = rotate(slopes[0]) if weight.format.rotated else slopes[0].float()
@@ -89,6 +89,8 @@ class _Rounded(torch.autograd.Function):
         to_scale = (slope * _less(weight.values(), weight.zeros)).sum(-1)
         if weight.format.per == "tensor":
             to_scale = to_scale.sum().view_as(factor)
+        if not ctx.needs_input_grad[0]:
+            return None, to_scale * weight.scales, None
         to_position = slope * weight.scale()[..., None]
         first, last = weight.format.levels
         outward = ((position < first - 0.49) & (to_position > 0)) | ((position > last + 0.49) & (to_position < 0))

@@ -41,10 +41,9 @@ class QuietAdam(torch.optim.Adam):
         """`rate` is the first step of positions in codes; factors and vectors take a third of it, of their own size."""
         groups: list[dict[str, Any]] = []
         for weight in student.weights.values():
-            groups += [
-                {"params": [weight.position], "lr": rate, "quiet": QUIET},
-                {"params": [weight.factor], "lr": rate / 3, "quiet": QUIET},
-            ]
+            if weight.position.requires_grad:
+                groups.append({"params": [weight.position], "lr": rate, "quiet": QUIET})
+            groups.append({"params": [weight.factor], "lr": rate / 3, "quiet": QUIET})
         for value in student.vectors.values():
             size = float(value.detach().square().mean().sqrt())
             groups.append({"params": [value], "lr": rate / 3 * size, "quiet": QUIET})

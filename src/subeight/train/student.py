@@ -27,6 +27,11 @@ class Student:
     weights: dict[str, TrainedWeight] = field(default_factory=dict)
     vectors: dict[str, nn.Parameter] = field(default_factory=dict)
 
+    def keep_codes(self) -> None:
+        """Scales and norms are trained alone from now on."""
+        for weight in self.weights.values():
+            weight.position.requires_grad_(False)
+
     def stored(self) -> dict[str, QTensor]:
         """The codes and scales that are written."""
         return {name: weight.stored() for name, weight in self.weights.items()}

@@ -46,7 +46,10 @@ WORTH = 0.01  # of the codes, under which a text is too short to learn them from
 
 @dataclass(frozen=True)
 class Asked:
-    """How it is trained: tokens of text (None: all) in windows of `length`, `batch` of them a step."""
+    """How it is trained: tokens of text (None: all) in windows of `length`, `batch` of them a step.
+
+    `codes`: learn them too (None: where the text can tell a hundredth of them), not scales and norms alone.
+    """
 
     only: str = ALL
     tokens: int | None = None
@@ -55,6 +58,7 @@ class Asked:
     batch: int = 4
     rate: float = 0.004
     checkpointing: bool = False
+    codes: bool | None = None
 
 
 def train_qat(
@@ -92,7 +96,10 @@ def train_qat(
         "start": begun and begun.coordinate,
         "data": text.hash,
     }
-    identity |= {"evaluation": evaluation.hash, "asked": [asked.only, asked.epochs, asked.batch, asked.rate]}
+    identity |= {
+        "evaluation": evaluation.hash,
+        "asked": [asked.only, asked.epochs, asked.batch, asked.rate, asked.codes],
+    }
     learning = _Learning(session, baseline, text, asked, options, tell)
     ranks = PartialState(cpu=session.device.type == "cpu")
     if not ranks.is_main_process:
@@ -114,7 +121,7 @@ def train_qat(
             stack=session.stack.hash,
         )
         subject = {"model": baseline.label, "recipe": recipe, "data": data, "paths": {"model": where(model)}}
-        warnings = _warnings(numbers["training"]["predicted"])
+        warnings = _warnings(numbers["training"])
         record = session.record(point, numbers, subject=subject, settings=asdict(asked), warnings=warnings)
         result = finish(run, record, (_sentence(numbers),))
     shutil.rmtree(run.directory / KEPT, ignore_errors=True)
@@ -137,9 +144,13 @@ class _Learning:
         names = trained(stored_plan(begun), self.asked.only)
         learner, task = _task(self.session, self.baseline, begun, names, self.text)
         training = _training(self.asked, self.options, len(self.text.ids) // PartialState().num_processes)
-        told = {"predicted": forecast(task, training)}
+        predicted = forecast(task, training)
+        codes = predicted["decided"] >= WORTH if self.asked.codes is None else self.asked.codes
+        if not codes:
+            learner.keep_codes()
         if self.tell is not None and PartialState().is_main_process:
-            self.tell(_foretold(told["predicted"]))
+            self.tell(_foretold(predicted, codes=codes))
+        told: dict[str, Any] = {"predicted": predicted, "codes": codes}
         return learner, told | train(task, training, directory / KEPT / "training")
 
     def follow(self, ranks: PartialState, begun: Model | None) -> Result:
@@ -266,20 +277,23 @@ def _dry(session: Session, baseline: Model, text: Calibration, asked: Asked) -> 
     return Result(session.record(coordinates, numbers, subject={"model": baseline.label}), lines=lines)
 
 
-def _foretold(predicted: dict[str, float]) -> str:
+def _foretold(predicted: dict[str, float], *, codes: bool) -> str:
     return (
         f"About {predicted['seconds'] / 60:.0f} minutes. So many tokens ({predicted['tokens']:,.0f}) place "
-        f"{predicted['decided']:.2%} of the codes within a quarter of a code; half of the codes would take "
-        f"{predicted['tokens_for_half']:,.0f}."
+        f"{predicted['decided']:.2%} of the codes within a quarter of a code, half of the codes would take "
+        f"{predicted['tokens_for_half']:,.0f}: {'codes, scales and norms' if codes else 'scales and norms alone'} are "
+        "trained."
     )
 
 
-def _warnings(predicted: dict[str, float]) -> list[str]:
+def _warnings(training: dict[str, Any]) -> list[str]:
     """That the text is too short to learn codes from."""
+    predicted, codes = training["predicted"], training["codes"]
     if predicted["decided"] >= WORTH:
         return []
-    left = "What is gained comes of scales and norms, which `distil` in a recipe tunes too."
-    return [f"The text is too short to learn codes from. {_foretold(predicted)} {left}"]
+    if codes:
+        return [f"The text is too short to learn codes from: many turn by chance. {_foretold(predicted, codes=codes)}"]
+    return [f"The text is too short to learn codes from (`--codes` does it still). {_foretold(predicted, codes=codes)}"]
 
 
 def _sentence(numbers: dict[str, Any]) -> str:
