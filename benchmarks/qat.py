@@ -21,9 +21,10 @@ from benchmarks.common import WIKITEXT_TEST, WIKITEXT_TRAIN, write_result
 
 from subeight.recipes import load_recipe
 from subeight.records import Record
+from subeight.verbs.learning import Asked
 from subeight.verbs.options import Options
 from subeight.verbs.quantize import quantize
-from subeight.verbs.train_qat import Asked, train_qat
+from subeight.verbs.train_qat import train_qat
 
 CELLS = {
     "W2": ("best-int2", "all", 1.0),

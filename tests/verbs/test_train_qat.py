@@ -11,8 +11,9 @@ from subeight.errors import InputError
 from subeight.models.model import Model
 from subeight.records import Record
 from subeight.train import qat
+from subeight.verbs.learning import Asked
 from subeight.verbs.quantize import quantize
-from subeight.verbs.train_qat import Asked, train_qat
+from subeight.verbs.train_qat import train_qat
 from tests.verbs import small
 
 SHORT = Asked(length=32, epochs=4, batch=4, rate=0.02, codes=True)
@@ -120,10 +121,11 @@ def test_two_processes_make_one_checkpoint(house, start: str, tmp_path: Path) ->
     script = tmp_path / "launched.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom subeight.verbs.options import Options\n"
-        "from subeight.verbs.train_qat import Asked, train_qat\n"
+        "from subeight.verbs.learning import Asked\n"
+        "from subeight.verbs.train_qat import train_qat\n"
         "base, data, start, evals, out = sys.argv[1:]\n"
         "options = Options(out=Path(out), quiet=True, threads=1, dtype='float32', evals=(evals,))\n"
-        "asked = Asked(length=32, epochs=2, batch=2, rate=0.02)\n"
+        "asked = Asked(length=32, epochs=2, batch=2, rate=0.02, codes=True)\n"
         "train_qat(base, data=data, start=start, asked=asked, options=options)\n"
     )
     given = [str(house.base), str(house.calibration), start, str(house.evals), str(tmp_path / "out")]

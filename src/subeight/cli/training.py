@@ -13,9 +13,9 @@ from subeight.cli.show import words
 from subeight.train.adapters import LoraShape
 from subeight.train.manifest import FROZEN, QUANTIZED, TRAINED, Manifest
 from subeight.train.qlora import Course
+from subeight.verbs.learning import Asked
 from subeight.verbs.options import Options
 from subeight.verbs.session import Result
-from subeight.verbs.train_qat import Asked
 from subeight.verbs.train_qlora import Material
 
 train = typer.Typer(no_args_is_help=True, help="Training in few bits: codes themselves, or adapters on them.")
