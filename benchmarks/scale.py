@@ -41,6 +41,7 @@ VOCABULARY = 1024  # small, as against the blocks of so small models a real one 
 TOLERATED = 0.25  # of the held-out size: a line that misses it by more says nothing
 ROOM = 32_000_000  # --max-memory
 MARGIN = 120_000_000  # what libraries that are loaded late take, where the model is smaller than that
+EVERY = 4  # blocks, of which the map measures one
 TOKENS = {"evaluate": 512, "map": 64, "diagnose": 256}
 EXTRAPOLATED = {
     "8B": (4096, 32, 14336, 8, 32, 128256),
@@ -65,7 +66,9 @@ def main() -> None:
     held_out = [] if asked.held_out == "none" else [asked.held_out]
     rows = [measured(asked.work, size, asked.verbs, asked.recipe) for size in [*asked.sizes, *held_out]]
     numbers = summary(rows) if held_out else {"rows": rows}
-    write_result(asked.name, numbers, vocabulary=VOCABULARY, tokens=TOKENS, recipe=asked.recipe, max_memory=ROOM)
+    write_result(
+        asked.name, numbers, vocabulary=VOCABULARY, tokens=TOKENS, every=EVERY, recipe=asked.recipe, max_memory=ROOM
+    )
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -126,7 +129,7 @@ def words(folder: Path, verb: str, model: Path, recipe: str) -> list[str]:
     own = {
         "quantize": [str(model), "--recipe", recipe],
         "evaluate": [made, "--against", str(model), *text],
-        "map": [str(model), "--formats", "int4,int2", "--share", "0.01", *text],
+        "map": [str(model), "--formats", "int4,int2", "--share", "0.01", "--every", str(EVERY), *text],
         "diagnose": [made, "--baseline", str(model), *text],
     }[verb]
     return [verb, *own, "--threads", "1", "--scratch", str(folder / "scratch"), "--max-memory", str(ROOM)]
