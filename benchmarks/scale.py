@@ -11,6 +11,7 @@ weights are extrapolated, and are no measurements.
 
 import argparse
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -43,6 +44,8 @@ ROOM = 32_000_000  # --max-memory
 MARGIN = 120_000_000  # what libraries that are loaded late take, where the model is smaller than that
 EVERY = 4  # blocks, of which the map measures one
 TOKENS = {"evaluate": 512, "map": 64, "diagnose": 256}
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
+MAPPED = 1_000_000  # bytes from which what is freed goes back at once; holes in a heap would count against the limit
 EXTRAPOLATED = {
     "8B": (4096, 32, 14336, 8, 32, 128256),
     "70B": (8192, 80, 28672, 8, 64, 128256),
@@ -180,6 +183,7 @@ def apart(work: Callable[[], object], limit: int, out: Path, scratch: Path) -> S
     if child == 0:
         status = 1
         try:
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
             work()
             status = 0
