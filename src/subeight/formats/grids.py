@@ -34,6 +34,8 @@ NF4_VALUES = (
 )
 FP4_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
+PIECE = 1 << 20  # values that a codebook places at once, with some twenty bytes each beside them
+
 
 @dataclass(frozen=True)
 class Grid(ABC):
@@ -97,8 +99,7 @@ class Codebook(Grid):
     cells_per_unit: int
 
     def codes(self, scaled: Tensor) -> Tensor:
-        codes = _table(self.code_of, scaled.device, torch.uint8)
-        return codes.index_select(0, self._index(scaled)).view(scaled.shape)
+        return self._looked_up(_table(self.code_of, scaled.device, torch.uint8), scaled)
 
     def values(self, codes: Tensor) -> Tensor:
         by_code = dict(zip(self.code_of, self.ascending, strict=True))
@@ -106,8 +107,15 @@ class Codebook(Grid):
         return values.index_select(0, codes.flatten().to(torch.int32)).view(codes.shape)
 
     def snap(self, scaled: Tensor) -> Tensor:
-        values = _table(self.ascending, scaled.device, scaled.dtype)
-        return values.index_select(0, self._index(scaled)).view(scaled.shape)
+        return self._looked_up(_table(self.ascending, scaled.device, scaled.dtype), scaled)
+
+    def _looked_up(self, table: Tensor, scaled: Tensor) -> Tensor:
+        """The entry of `table` for the place of each value in `ascending`; some at a time, for memory."""
+        flat = scaled.reshape(-1)
+        found = table.new_empty(flat.shape)
+        for values, into in zip(flat.split(PIECE), found.split(PIECE), strict=True):
+            into.copy_(table.index_select(0, self._index(values)))
+        return found.view(scaled.shape)
 
     def _index(self, scaled: Tensor) -> Tensor:
         """Places in `ascending`, flat: a cell is so narrow that it holds at most one boundary."""

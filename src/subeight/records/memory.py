@@ -1,5 +1,6 @@
 """How much memory this process used at most, and how much is free."""
 
+import ctypes
 import os
 import re
 import resource
@@ -23,3 +24,10 @@ def free_bytes() -> int:
     if about.is_file() and (found := re.search(r"^MemAvailable:\s*(\d+) kB", about.read_text(), re.MULTILINE)):
         return int(found[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def return_freed() -> None:
+    """Gives what was freed back to the system where the C library keeps it for later (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -15,6 +15,7 @@ from subeight.errors import ModelError
 from subeight.formats import Format, QTensor, Scales
 from subeight.models.model import Model
 from subeight.models.structure import LinearView
+from subeight.records.memory import return_freed
 from subeight.train.qlora_frozen import FrozenEmbedding, FrozenExperts, FrozenLinear, FrozenWeight
 
 
@@ -43,6 +44,7 @@ def load_base(model: Model, dtype: torch.dtype, device: torch.device | str = "cp
     for name, buffer in list(base.module.named_buffers()):
         owner, _, tail = name.rpartition(".")
         base.module.get_submodule(owner)._buffers[tail] = buffer.to(place)
+    return_freed()
     _pack_blocks(base, model, dtype, place)
     _pack_ends(base, model, dtype, place)
     for name, parameter in list(base.module.named_parameters(remove_duplicate=False)):
@@ -54,6 +56,7 @@ def load_base(model: Model, dtype: torch.dtype, device: torch.device | str = "cp
         base.module.tie_weights()
     base.module.requires_grad_(False)
     base.module.config.use_cache = False
+    return_freed()  # what packing went through is no part of the memory that training needs
     return base
 
 
