@@ -106,7 +106,8 @@ def forecast(task: Task, training: Training) -> dict[str, float]:
     slopes = [weight.position.grad for weight in task.student.weights.values()]
     held, _ = _split(task.ids, training.seed)
     seconds = training.steps * step + (CHECKS + 2) * forward * len(held) / training.batch
-    learned = training.steps * training.batch * ids.shape[1] * training.processes
+    read = training.steps * training.batch * training.processes
+    learned = min(read, len(task.ids) - len(held)) * ids.shape[1]  # what is read again tells nothing new
     known = evidence([slope for slope in slopes if slope is not None], ids.numel(), learned)
     task.distilled.zero_grad(set_to_none=True)
     return {"seconds": seconds, "tokens": learned, **known}
