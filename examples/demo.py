@@ -71,19 +71,22 @@ def main() -> None:
     with clock.stage(f"map which layers need the bits, and spend {BUDGET} by it"):
         _allocated(out)
     with clock.stage("what pays on this machine"):
-        options = _options(out / "advise", "advise", "smollm2", dtype="bfloat16")
+        options = _options(out / "advise", "advise", "smollm2", "--context", "512", dtype="bfloat16")
         _say(subeight.advise("smollm2", context=512, options=options))
     with clock.stage("keys and values in few bits, apart from the weights and beside them"):
-        asked = {"policies": CACHES, "contexts": (512,), "windows": 1, "retrieval": 0, "written": 16}
-        options = _options(out / "kv", "kv", "smollm2")
-        _say(subeight.kv("smollm2", weights=[checkpoints["gptq-int4"]], **asked, options=options))
+        _say(_cached(out / "kv", checkpoints["gptq-int4"]))
     runs = [str(out / name) for name in ("diagnose", "allocate", "map", "inspect", "compare", "advise", "kv")]
     page = subeight.report(runs, out=out / "report.html")
     words(f"\nreport {page}, stage times {out / 'timing.json'}")
 
 
 def _options(out: Path, *command: str, **more: Any) -> subeight.Options:
-    return subeight.Options(out=out, note=NOTE, command=("subeight", *command), **more)
+    """The options, and the command as it would be typed."""
+    return subeight.Options(out=out, note=NOTE, command=("subeight", *command, *_typed(more)), **more)
+
+
+def _typed(asked: dict[str, Any]) -> list[str]:
+    return [part for name, value in asked.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _say(result: subeight.Result) -> None:
@@ -105,12 +108,19 @@ def _compared(out: Path) -> dict[str, str]:
     return {row["recipe"]: row["checkpoint"] for row in rows}
 
 
+def _cached(out: Path, low: str) -> subeight.Result:
+    """Caches in few bits, beside the full weights and beside a low-bit checkpoint."""
+    asked = {"windows": 1, "retrieval": 0, "written": 16}
+    policies = [part for policy in CACHES for part in ("--policies", policy)]
+    options = _options(out, "kv", "smollm2", *policies, "--contexts", "512", "--weights", low, *_typed(asked))
+    return subeight.kv("smollm2", CACHES, contexts=(512,), weights=[low], **asked, options=options)
+
+
 def _allocated(out: Path) -> None:
     """A map of few tokens, a budget spent by it, and the result put to the test."""
     formats = ",".join(MAPPED)
-    options = _options(
-        out / "map", "map", "smollm2", "--formats", formats, eval_tokens=MAPPED_TOKENS, eval_window=MAPPED_WINDOW
-    )
+    typed = ("map", "smollm2", "--formats", formats, "--rescue", "none")
+    options = _options(out / "map", *typed, eval_tokens=MAPPED_TOKENS, eval_window=MAPPED_WINDOW)
     _say(subeight.map("smollm2", MAPPED, rescue=(), options=options))
     asked = ("allocate", str(out / "map"), "--budget", BUDGET, "--engine", "vllm", "--verify")
     options = _options(out / "allocate", *asked)

@@ -55,3 +55,11 @@ def test_prompts_right_or_wrong() -> None:
     loss = prompt_loss([True, False, False, True], ["a", "a", "b", "b"])
     assert loss.value == 0.5
     assert loss.categories()["a"].value == 0.5
+
+
+def test_what_is_never_negative_has_an_interval_from_zero_on() -> None:
+    two = Loss(np.array([1.0, 9.0]), np.array([10.0, 10.0]), np.array(["a", "a"]))
+    found = two.interval()
+    assert found.low == 0.0
+    assert found.high > 1.0
+    assert two.minus(Loss(two.total[::-1], two.count, two.category)).interval().low < -1  # a difference may be

@@ -164,10 +164,10 @@ def test_details_that_no_one_expects_are_shown():
     record = copy.deepcopy(EVERY["culprit"])
     record.numbers["findings"][1]["details"] = {
         "moon": "full", "phases": [{"phase": k, "light": k / 40} for k in range(40)], "depths": {"a": {"b": [1, 2]}},
-        "flags": {"fast": True}, "names": ["x"] * 9,
+        "flags": {"fast": True}, "names": ["x"] * 9, "doubts": {"layers.0.o_proj": "worn"},
     }  # fmt: skip
     text = text_of(record)
-    for words in ("full", "All 40", "yes", "and 3 more", "Depths"):
+    for words in ("full", "All 40", "yes", "and 3 more", "Depths", "layers.0.o_proj"):
         assert words in text
 
 

@@ -125,7 +125,7 @@ def measure(
         for number, window in enumerate(text.windows)
     ]
     found, perplexity = (
-        mean_interval(read.kl, read.segment, seed=seed),
+        mean_interval(read.kl, read.segment, seed=seed).within(0.0),
         perplexity_interval(read.nll, read.segment, seed=seed),
     )
     return {

@@ -27,7 +27,7 @@ def sensitivity(
         for side in SIDES:
             for format in formats:
                 read = losses(base, base, alone(policy, layer, side, format), text, known)
-                mean = mean_interval(read.kl, read.segment, seed=seed)
+                mean = mean_interval(read.kl, read.segment, seed=seed).within(0.0)
                 found.append({"layer": layer, "side": side, "format": str(format), "kl": mean.value, "kl_ci": mean.ci})
                 advance(text.context)
     return found

@@ -180,7 +180,7 @@ def _shift(tokens: Sequence[_Tokens], documents: np.ndarray, seed: int) -> dict[
             found |= {name: None, f"{name}_ci": None}
             continue
         mean = torch.stack(parts).mean(0).numpy()  # over the blocks
-        interval = mean_interval(mean, documents, seed=seed)
+        interval = mean_interval(mean, documents, seed=seed).within(0.0)
         found |= {name: interval.value, f"{name}_ci": interval.ci}
     return found
 

@@ -44,12 +44,12 @@ def generation_agreement(
         1.0 if place is None else place / max(1, len(text), len(other))
         for place, text, other in zip(places, reference, candidate, strict=True)
     ]
-    prefix = mean_interval(shares, np.arange(len(shares)), seed=seed, resamples=resamples)
+    prefix = mean_interval(shares, np.arange(len(shares)), seed=seed, resamples=resamples).within(0.0, 1.0)
     return {
         "agreement": agreement.value,
         "agreement_ci": agreement.ci,
         "prompts": len(places),
         "first_difference": float(np.mean(differing)) if differing else None,
         "prefix_agreement": prefix.value,
-        "prefix_agreement_ci": None if prefix.ci is None else [max(0.0, prefix.ci[0]), min(1.0, prefix.ci[1])],
+        "prefix_agreement_ci": prefix.ci,
     }

@@ -42,8 +42,9 @@ class Loss:
         return float(self.total.sum() / self.count.sum())
 
     def interval(self, seed: int = 0) -> Interval:
-        """The mean with its 95 % interval, resampled by prompt."""
-        return _ratio(self.total, self.count, seed)
+        """The mean with its 95 % interval, resampled by prompt; not below 0 where no prompt's loss is."""
+        found = _ratio(self.total, self.count, seed)
+        return found if self.total.min() < 0 else found.within(0.0)
 
     def only(self, mask: npt.NDArray[np.bool_]) -> Loss:
         """The loss on some of the prompts."""

@@ -6,6 +6,7 @@ treatment, and whatever makes an interval doubtful is written down as a warning 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -111,8 +112,9 @@ class _Tokens:
             self.resamples,
         )
 
-    def mean(self, values: npt.NDArray[np.float64]) -> Interval:
-        return mean_interval(values, self.clusters, seed=self.seed, resamples=self.resamples)
+    def mean(self, values: npt.NDArray[np.float64], most: float = math.inf) -> Interval:
+        """Of what is never below 0, nor above `most`."""
+        return mean_interval(values, self.clusters, seed=self.seed, resamples=self.resamples).within(0.0, most)
 
 
 def numbers(
@@ -208,7 +210,7 @@ def _measures(tokens: _Tokens) -> dict[str, Any]:
     ratio = paired_difference(tokens.nll, tokens.nll_reference, tokens.clusters, **options).exp()
     kl = tokens.mean(tokens.kl)
     p99 = quantile_interval(tokens.kl, tokens.clusters, 0.99, seed=tokens.seed)
-    top1 = tokens.mean(tokens.agree)
+    top1 = tokens.mean(tokens.agree, most=1.0)
     measures = {
         "ppl": ppl,
         "ppl_baseline": baseline,
@@ -220,21 +222,13 @@ def _measures(tokens: _Tokens) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, interval in measures.items():
         result[name] = interval.value
-        result[f"{name}_ci"] = _within(interval.ci, 1.0 if name == "top1" else None)
+        result[f"{name}_ci"] = interval.ci
     result["kl_max"] = float(tokens.kl.max())
     result["tokens"] = len(tokens.places)
     result["samples"] = len(np.unique(tokens.places.sample))
     result["documents"] = len(np.unique(tokens.places.document))
     result["ci_method"] = kl.method
     return result
-
-
-def _within(ci: list[float] | None, most: float | None) -> list[float] | None:
-    """None of these measures can be below 0, and a share not above 1; a t-interval does not know that."""
-    if ci is None:
-        return None
-    low, high = max(0.0, ci[0]), ci[1]
-    return [low, high if most is None else min(most, high)]
 
 
 def _positions(tokens: _Tokens) -> list[dict[str, Any]]:
@@ -252,7 +246,7 @@ def _positions(tokens: _Tokens) -> list[dict[str, Any]]:
                     "from": start,
                     "to": stop,
                     "kl": kl.value,
-                    "kl_ci": _within(kl.ci, None),
+                    "kl_ci": kl.ci,
                     "tokens": int(mask.sum()),
                 }
             )

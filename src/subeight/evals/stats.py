@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,10 @@ class Interval:
     def ci(self) -> list[float] | None:
         """`[low, high]` as records hold it; None where the data allow no interval."""
         return [self.low, self.high] if math.isfinite(self.low) and math.isfinite(self.high) else None
+
+    def within(self, least: float, most: float = math.inf) -> Interval:
+        """The interval cut to what the value can be at all: few clusters reach beyond it."""
+        return replace(self, low=max(self.low, least), high=min(self.high, most)) if self.ci else self
 
     def exp(self) -> Interval:
         """The interval of exp(value): from a mean loss to a perplexity."""

@@ -71,16 +71,17 @@ def folded(summary: Node, *content: Node, open_: bool = False) -> Html:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table; `numeric` ones are aligned right, in digits of one width."""
+    """A column of a table; `numeric` ones are aligned right, in digits of one width, those of sentences are `wide`."""
 
     title: str
     numeric: bool = False
     note: str | None = None
+    wide: bool = False
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Node]], marks: Sequence[str | None] = ()) -> Html:
     """A table that scrolls sideways by itself when it is wide; `marks` are classes of rows."""
-    classes = ["number" if column.numeric else None for column in columns]
+    classes = ["number" if column.numeric else "wide" if column.wide else None for column in columns]
     heads = [
         tag("th", column.title, class_=class_, title=column.note, scope="col")
         for column, class_ in zip(columns, classes, strict=True)

@@ -52,8 +52,13 @@ def anything(name: str, value: Any) -> Parts:
 
 def _pairs(values: Mapping[str, Any]) -> Html:
     """Names and values; folded away when they are many."""
-    shown = pairs((key.replace("_", " "), _measured(key, values)) for key in _fields([values])[:_MANY])
+    shown = pairs((_named(key), _measured(key, values)) for key in _fields([values])[:_MANY])
     return folded(words.count(len(values), "value"), shown) if len(values) > 2 * _FEW else shown
+
+
+def _named(key: str) -> Node:
+    """A field in words, a place of the model as it is called."""
+    return code(words.shortened(key, 64)) if "." in key else key.replace("_", " ")
 
 
 def listing(items: Sequence[Mapping[str, Any]]) -> Html:

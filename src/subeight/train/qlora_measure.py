@@ -56,7 +56,7 @@ class Seen:
     def numbers(self, *, has_answers: bool, seed: int) -> dict[str, Any]:
         """Means with intervals, as a record has them."""
         found: dict[str, Any] = {}
-        loss, kl = (mean_interval(values, self.documents, seed=seed) for values in (self.loss, self.kl))
+        loss, kl = (mean_interval(values, self.documents, seed=seed).within(0.0) for values in (self.loss, self.kl))
         found |= {"loss": loss.value, "loss_ci": loss.ci, "kl": kl.value, "kl_ci": kl.ci}
         for name, values in (("exact", self.right if has_answers else np.zeros(0)), ("accuracy", self.picked)):
             share = share_interval(int(sum(values)), len(values)) if len(values) else None

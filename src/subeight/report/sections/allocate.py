@@ -119,7 +119,7 @@ def _granted(found: Allocation, axis: str, of: str) -> list[Section]:
         " dot marks a place where the automation may be wrong."
     )
     columns = [Column("place"), Column("format"), Column("bits", True), Column("size", True), Column(axis, True)]
-    columns += [Column("reason"), Column("doubts")]
+    columns += [Column("reason"), Column("doubts", wide=True)]
     lines: list[list[Node]] = [
         [_name(choice), code(choice.format), words.significant(choice.bits), words.size(choice.bytes),
          scores.measured(choice.loss), prose(choice.reason) or words.DASH, _doubts(choice)]
@@ -156,7 +156,7 @@ def _closest(found: Allocation, axis: str, of: str) -> list[Section]:
         intro = "The places where one more step would gain most for its bytes: a larger budget would widen these first."
         columns = [
             Column("place"), Column("got"), Column("next"), Column("gain", True, f"how much less is lost: {axis}"),
-            Column("price", True), Column("gain per MB", True), Column("doubts"),
+            Column("price", True), Column("gain per MB", True), Column("doubts", wide=True),
         ]  # fmt: skip
         lines: list[list[Node]] = [
             [_name(choice), code(choice.format), code(choice.next or "?"), words.significant(choice.gain),

@@ -86,7 +86,7 @@ def _linears(items: list[Mapping[str, Any]]) -> Html:
     formats = list(dict.fromkeys(str(name) for item in items for name in facts.mapping(item.get("error"))))
     columns = [
         Column("linear"), Column("range / RMS", True), Column("kurtosis", True),
-        *(Column(f"error at {name}", True) for name in formats), Column("what it means"),
+        *(Column(f"error at {name}", True) for name in formats), Column("what it means", wide=True),
     ]  # fmt: skip
     lines = []
     for item in items:
@@ -138,7 +138,7 @@ def _kind(item: Mapping[str, Any]) -> str:
 def _channels(items: list[Mapping[str, Any]]) -> Html:
     columns = [
         Column("input of"), Column("largest / RMS", True), Column("massive channels"),
-        Column("on tokens", True), Column("systematic channels"), Column("what it means"),
+        Column("on tokens", True), Column("systematic channels"), Column("what it means", wide=True),
     ]  # fmt: skip
     lines = []
     for item in items:
