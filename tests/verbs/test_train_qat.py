@@ -44,6 +44,25 @@ def test_it_gains_at_the_same_bits(house, start: str, tmp_path: Path) -> None:
     assert any((after.codes.read(n).codes != before.codes.read(n).codes).any() for n in after.codes.names)
 
 
+def test_codes_are_tuned_block_by_block_first(house, start: str, tmp_path: Path) -> None:
+    asked = replace(SHORT, codes=False, rate=0.0)  # nothing is learned end to end
+    options = house.options(out=tmp_path / "out")
+    result = train_qat(str(house.base), data=str(house.calibration), start=start, asked=asked, options=options)
+    told = result.numbers["training"]
+    assert told["loss_before"] == told["loss_after"] < told["loss_start"]
+    assert 0 < sum(told["turned"].values()) / len(told["turned"]) < 0.5
+
+
+def test_what_only_gets_worse_is_not_kept(house, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that are nearer to the baseline's, of a model that is not."""
+    monkeypatch.setattr("subeight.verbs.learning.loss_of_held", lambda *_: 0.0)
+    options = house.options(out=tmp_path / "out")
+    result = train_qat(str(house.base), data=str(house.calibration), start=start, asked=SHORT, options=options)
+    assert set(result.numbers["training"]["turned"].values()) == {0.0}
+    before, after = Model(start), Model(str(result.directory))
+    assert all((after.codes.read(n).codes == before.codes.read(n).codes).all() for n in after.codes.names)
+
+
 def test_it_goes_on_where_it_was_killed(house, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bytes as without the kill."""
 
@@ -140,7 +159,7 @@ def test_two_processes_make_one_checkpoint(house, start: str, tmp_path: Path) ->
 def test_codes_that_the_text_cannot_tell_stay(house, start: str, tmp_path: Path) -> None:
     """Scales and norms are trained, and the record says why no more."""
     told: list[str] = []
-    asked = replace(SHORT, codes=None, epochs=1)
+    asked = replace(SHORT, codes=None, epochs=1, blockwise=False)
     result = train_qat(
         str(house.base), data=str(house.calibration), start=start, asked=asked, tell=told.append,
         options=house.options(out=tmp_path / "out"),

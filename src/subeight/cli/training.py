@@ -43,11 +43,12 @@ def qat(
         bool | None,
         typer.Option("--codes/--no-codes", help="learn codes (default: if the text can tell 1 %)"),
     ] = None,
+    blockwise: Annotated[bool, typer.Option(help="codes are tuned block by block first")] = True,
     *,
     options: Options,
 ) -> Result:
     """Codes, scales and norms trained through the rounding, at the same bits. The same command resumes."""
-    asked = Asked(only, tokens, epochs, length, batch, rate, checkpointing, codes)
+    asked = Asked(only, tokens, epochs, length, batch, rate, checkpointing, codes, blockwise)
     tell = None if options.quiet else words
     return verbs.train_qat(model, recipe, data=data, start=start, asked=asked, tell=tell, options=options)
 

@@ -52,7 +52,7 @@ def weight_of(format: Format, parts: Mapping[str, Tensor]) -> QTensor:
 
 def keep_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors into one file, whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, partial)
 

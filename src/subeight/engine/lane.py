@@ -124,7 +124,8 @@ class Lane:
         """The linears that are rounded together, from the codes that each got alone."""
         for method, views in tuned(block, self.plan).values():
             assert states is not None
-            codes, outcomes = tune_block(block, method, views, done.codes, states(), self.settings.seed)
+            weights = {view.info.name: block.original(view) for view in views}
+            codes, outcomes = tune_block(block, method, views, weights, done.codes, states(), self.settings.seed)
             done.codes |= codes
             before = {outcome.name: outcome.notes for outcome in done.outcomes}
             done.outcomes += [replace(one, notes={**before.get(one.name, {}), **one.notes}) for one in outcomes]

@@ -35,13 +35,14 @@ def tune_block(
     block: Block,
     method: Tune,
     views: Sequence[LinearView],
+    weights: Weights,
     start: Mapping[str, QTensor],
     states: States,
     seed: int,
 ) -> tuple[dict[str, QTensor], list[Outcome]]:
     """Codes for these linears, and what each lost; the block computes with the last ones tried."""
     batches, targets = states
-    weights = {view.info.name: block.original(view) for view in views}
+    weights = {view.info.name: weights[view.info.name] for view in views}
     alone = {name: start[name].codes_alone() for name in weights}
     apart = {name: start[name].dequantize() - codes.dequantize() for name, codes in alone.items()}
     whole = _Differentiable(block, views, {name: value for name, value in apart.items() if bool(value.any())})

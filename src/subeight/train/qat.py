@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import get_last_checkpoint
 
 from subeight.errors import OutputError
+from subeight.models.model import Model
 from subeight.records.progress import Advance, progress
 from subeight.train.evidence import evidence
 from subeight.train.learning import Distilled, QuietAdam
@@ -57,14 +58,12 @@ class Task:
 def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
     """Trains the student where it stands; goes on from what a killed run left in `folder`.
 
-    Returns what is worth recording: the loss on the held-out sequences before, after and along the way, seconds, and
-    the share of codes that turned.
+    Returns what is worth recording: the loss on the held-out sequences before, after and along the way, and seconds.
 
     Raises:
         OutputError: there is no space for the state of the training.
     """
     held, learned = _split(task.ids, training.seed)
-    before = {name: weight.values().to(torch.int8) for name, weight in task.student.weights.items()}
     start = {name: value.detach().clone() for name, value in _trained(task.distilled).items()}
     if training.checkpointing:
         task.student.module.gradient_checkpointing_enable({"use_reentrant": False})
@@ -85,14 +84,23 @@ def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
         "loss_before": first,
         "loss_after": min(first, last),
         "curve": [[0, first], *trainer.curve()],
-        "turned": _turned(task.student, before),
         "seconds": time.monotonic() - began,
     }
 
 
-def _turned(student: Student, before: dict[str, Tensor]) -> dict[str, float]:
-    """The share of each linear's codes that are others now."""
-    return {name: float((student.weights[name].values() != codes).float().mean()) for name, codes in before.items()}
+def turned(start: Model, student: Student) -> dict[str, float]:
+    """The share of each linear's codes that are others than in the model that it began with."""
+    assert start.codes is not None
+    now = student.stored()
+    return {name: float((start.codes.read(name).codes != one.codes.cpu()).float().mean()) for name, one in now.items()}
+
+
+@torch.no_grad()
+def loss_of_held(task: Task, training: Training) -> float:
+    """The loss on the sequences that `train` holds out."""
+    held, _ = _split(task.ids, training.seed)
+    losses = [float(task.distilled(ids, task.targets(ids))["loss"]) * len(ids) for ids in held.split(training.batch)]
+    return sum(losses) / len(held)
 
 
 def forecast(task: Task, training: Training) -> dict[str, float]:
@@ -110,7 +118,7 @@ def forecast(task: Task, training: Training) -> dict[str, float]:
     learned = min(read, len(task.ids) - len(held)) * ids.shape[1]  # what is read again tells nothing new
     known = evidence([slope for slope in slopes if slope is not None], ids.numel(), learned)
     task.distilled.zero_grad(set_to_none=True)
-    return {"seconds": seconds, "tokens": learned, **known}
+    return {"seconds": seconds, "seconds_a_step": step, "tokens": learned, **known}
 
 
 def _split(ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:

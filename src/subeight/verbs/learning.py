@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from subeight.engine.transcode import stored_plan
+from subeight.engine.retuning import Versions, retune
+from subeight.engine.transcode import stored_plan, transcode
 from subeight.errors import InputError
+from subeight.export import exporter_for
+from subeight.methods.round.signround import SignRound
 from subeight.models.align import align
 from subeight.models.model import Model
 from subeight.models.shell import Shell
@@ -21,14 +24,18 @@ from subeight.recipes import Plan
 from subeight.records import Coordinates
 from subeight.text import Calibration
 from subeight.train.learning import Distilled
-from subeight.train.qat import Task, Training, forecast, train
+from subeight.train.qat import Task, Training, forecast, loss_of_held, train, turned
 from subeight.train.student import Student, student
 from subeight.verbs.options import Options
+from subeight.verbs.planning import target_of
+from subeight.verbs.quantize import loop_settings
 from subeight.verbs.session import Result, Session
 
 ALL, CULPRITS = "all", "culprits"
 FEW = 3  # bits of a code, up to which a linear is a culprit
 KEPT = ".blocks"  # of a run: what it needs to go on
+TUNED = "tuned"  # in there: the checkpoint after its blocks were tuned
+MOST = 1024  # sequences that blocks are tuned on at most: their states are held
 WORTH = 0.01  # of the codes, under which a text is too short to learn them from
 
 
@@ -36,7 +43,8 @@ WORTH = 0.01  # of the codes, under which a text is too short to learn them from
 class Asked:
     """How it is trained: tokens of text (None: all) in windows of `length`, `batch` of them a step.
 
-    `codes`: learn them too (None: where the text can tell a hundredth of them), not scales and norms alone.
+    `blockwise`: codes are tuned block by block first. `codes`: learn them end to end too (None: where the text can tell
+    a hundredth of them), not scales and norms alone.
     """
 
     only: str = ALL
@@ -47,6 +55,7 @@ class Asked:
     rate: float = 0.004
     checkpointing: bool = False
     codes: bool | None = None
+    blockwise: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,18 +70,61 @@ class Learning:
     tell: Callable[[str], None] | None = None
 
     def learn(self, begun: Model, directory: Path) -> tuple[Student, dict[str, Any]]:
-        """The student as it was best, and what is told of its training."""
-        names = trained(stored_plan(begun), self.asked.only)
-        learner, task = _task(self.session, self.baseline, begun, names, self.text)
-        training = _training(self.asked, self.options, len(self.text.ids) // PartialState().num_processes)
+        """The student as it was best, the start included, and what is told of its training."""
+        names, ranks = trained(stored_plan(begun), self.asked.only), PartialState()
+        learner, task = self._task(begun, names)
+        training = _training(self.asked, self.options, len(self.text.ids) // ranks.num_processes)
         predicted = forecast(task, training)
         codes = predicted["decided"] >= WORTH if self.asked.codes is None else self.asked.codes
+        told: dict[str, Any] = {"predicted": predicted, "codes": codes, "loss_start": loss_of_held(task, training)}
+        if self.asked.blockwise:
+            predicted["seconds"] += predicted["seconds_a_step"] * self._tuner().steps
+        if self.tell is not None and ranks.is_main_process:
+            self.tell(foretold(predicted, codes=codes))
+        if self.asked.blockwise:
+            del learner, task
+            if ranks.is_main_process:
+                self._tune(begun, names, directory / KEPT)
+            ranks.wait_for_everyone()
+            learner, task = self._task(self.session.model(str(directory / KEPT / TUNED)), names)
         if not codes:
             learner.keep_codes()
-        if self.tell is not None and PartialState().is_main_process:
-            self.tell(foretold(predicted, codes=codes))
-        told: dict[str, Any] = {"predicted": predicted, "codes": codes}
-        return learner, told | train(task, training, directory / KEPT / "training")
+        told |= train(task, training, directory / KEPT / "training")
+        told["turned"] = turned(begun, learner)
+        if not told["loss_after"] < told["loss_start"]:
+            learner, _ = self._task(begun, names)
+            told |= {"loss_after": told["loss_start"], "turned": dict.fromkeys(learner.weights, 0.0)}
+        return learner, told
+
+    def _tuner(self) -> SignRound:
+        """What tunes blocks: as many steps as the text has batches, each epoch."""
+        return SignRound(steps=max(1, self.asked.epochs * len(self._read()) // self.asked.batch))
+
+    def _read(self) -> torch.Tensor:
+        return self.text.ids[:MOST]
+
+    def _tune(self, begun: Model, names: set[str], folder: Path) -> None:
+        """Writes the checkpoint whose codes are tuned block by block; does nothing where it is there already."""
+        if (folder / TUNED / "config.json").is_file():
+            return
+        versions = Versions(begun, self.baseline, align(self.baseline, begun))
+        settings = replace(loop_settings(self.session), batch=self.asked.batch)
+        changed = retune(versions, names, self._tuner(), self._read(), settings, folder / "blocks")
+        plan = stored_plan(begun)
+        transcode(begun, plan, exporter_for(target_of(plan)), folder / TUNED, changed=changed, quiet=self.options.quiet)
+
+    def _task(self, begun: Model, names: set[str]) -> tuple[Student, Task]:
+        dtype, device, baseline = self.session.dtype, self.session.device, self.baseline
+        learner = student(begun, baseline, align(baseline, begun), names, dtype, device)
+        teacher = Whole(baseline, dtype, device).module.get_submodule(baseline.skeleton.trunk_name)
+        heads = Shell(baseline, dtype, device).head(), Shell(begun, dtype, device).head()
+
+        @torch.no_grad()
+        def targets(ids: torch.Tensor) -> torch.Tensor:
+            return teacher(input_ids=ids, use_cache=False).last_hidden_state
+
+        distilled = Distilled(learner.module, begun.skeleton.trunk_name, heads)
+        return learner, Task(learner, distilled, targets, self.text.ids.to(device))
 
     def follow(self, ranks: PartialState, begun: Model | None) -> Result:
         """A process beside the first, which quantizes, writes and measures: it learns and leaves."""
@@ -101,21 +153,6 @@ def trained(plan: Plan, only: str) -> set[str]:
             f"{FEW} bits) or a glob on their names."
         )
     return found
-
-
-def _task(session: Session, baseline: Model, begun: Model, names: set[str], text: Calibration) -> tuple[Student, Task]:
-    dtype, device = session.dtype, session.device
-    gauge = align(baseline, begun)
-    learner = student(begun, baseline, gauge, names, dtype, device)
-    teacher = Whole(baseline, dtype, device).module.get_submodule(baseline.skeleton.trunk_name)
-    heads = Shell(baseline, dtype, device).head(), Shell(begun, dtype, device).head()
-
-    @torch.no_grad()
-    def targets(ids: torch.Tensor) -> torch.Tensor:
-        return teacher(input_ids=ids, use_cache=False).last_hidden_state
-
-    distilled = Distilled(learner.module, begun.skeleton.trunk_name, heads)
-    return learner, Task(learner, distilled, targets, text.ids.to(device))
 
 
 def _training(asked: Asked, options: Options, sequences: int) -> Training:

@@ -45,6 +45,8 @@ def train_qat(
 ) -> Result:
     """Trains codes, scales and norms of `model` quantized by `recipe` until its logits are nearer to the model's own.
 
+    Codes are tuned block by block first (`asked.blockwise`), then what the text can teach is learned end to end.
+
     It begins with the post-training result: `start`, a checkpoint that `quantize` made of this model, or one made now.
     `asked.only` is `all`, `culprits` (linears of at most 3 bits) or a glob; what is not trained stays as it is. `data`
     is read `asked.epochs` times. `tell` is told, before it starts, what it will take and can gain. The result is a
@@ -70,7 +72,7 @@ def train_qat(
     }
     identity |= {
         "evaluation": evaluation.hash,
-        "asked": [asked.only, asked.epochs, asked.batch, asked.rate, asked.codes],
+        "asked": [asked.only, asked.epochs, asked.batch, asked.rate, asked.codes, asked.blockwise],
     }
     learning = Learning(session, baseline, text, asked, options, tell)
     ranks = PartialState(cpu=session.device.type == "cpu")
@@ -160,11 +162,13 @@ def _quantized(session: Session, model: str, recipe: str, directory: Path) -> Mo
 
 
 def _dry(session: Session, baseline: Model, text: Calibration, asked: Asked) -> Result:
-    """What it will take: the baseline once and the student forward and back, for every token; the start left out."""
+    """What it will take: the baseline once and the student forward and back, twice where blocks are tuned; the start
+    left out."""
     weights = sum(linear.count for linear in baseline.linears if linear.block is not None or linear.kind == "head")
+    passes = 8 if asked.blockwise else 4
     numbers = {
         "predicted": {
-            "seconds": 4 * 2.0 * weights * asked.epochs * text.ids.numel() / product_rate(session),
+            "seconds": 2.0 * weights * passes * asked.epochs * text.ids.numel() / product_rate(session),
             "memory_bytes": 20 * weights,
             "disk_bytes": 2 * 12 * weights,
         }
