@@ -58,7 +58,7 @@ class Task:
 def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
     """Trains the student where it stands; goes on from what a killed run left in `folder`.
 
-    Returns what is worth recording: the loss on the held-out sequences before, after and along the way, and seconds.
+    Returns what is worth recording: the loss on the held-out sequences before, after and along the way.
 
     Raises:
         OutputError: there is no space for the state of the training.
@@ -67,7 +67,6 @@ def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
     start = {name: value.detach().clone() for name, value in _trained(task.distilled).items()}
     if training.checkpointing:
         task.student.module.gradient_checkpointing_enable({"use_reentrant": False})
-    began = time.monotonic()
     with progress(training.steps, "Training", "steps", quiet=training.quiet) as advance:
         trainer = _Trainer(task, training, folder, learned, held, advance)
         first = trainer.loss_of_held()
@@ -84,7 +83,6 @@ def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
         "loss_before": first,
         "loss_after": min(first, last),
         "curve": [[0, first], *trainer.curve()],
-        "seconds": time.monotonic() - began,
     }
 
 

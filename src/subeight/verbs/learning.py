@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -71,6 +72,7 @@ class Learning:
 
     def learn(self, begun: Model, directory: Path) -> tuple[Student, dict[str, Any]]:
         """The student as it was best, the start included, and what is told of its training."""
+        began = time.monotonic()
         names, ranks = trained(stored_plan(begun), self.asked.only), PartialState()
         learner, task = self._task(begun, names)
         training = _training(self.asked, self.options, len(self.text.ids) // ranks.num_processes)
@@ -90,7 +92,7 @@ class Learning:
         if not codes:
             learner.keep_codes()
         told |= train(task, training, directory / KEPT / "training")
-        told["turned"] = turned(begun, learner)
+        told |= {"turned": turned(begun, learner), "seconds": time.monotonic() - began}
         if not told["loss_after"] < told["loss_start"]:
             learner, _ = self._task(begun, names)
             told |= {"loss_after": told["loss_start"], "turned": dict.fromkeys(learner.weights, 0.0)}

@@ -58,8 +58,9 @@ def _way(record: Record, of: str) -> Section:
     figure.update_yaxes(title="KL on held-out sequences", rangemode="tozero")
     predicted = mapping(training.get("predicted"))
     rows: list[tuple[Node, Node]] = [
-        ("before, held out", words.significant(number(training.get("loss_before")))),
-        ("after", words.significant(number(training.get("loss_after")))),
+        ("at the start, held out", words.significant(number(training.get("loss_start")))),
+        ("after blocks were tuned one by one", words.significant(number(training.get("loss_before")))),
+        ("in the end", words.significant(number(training.get("loss_after")))),
         ("predicted time", words.duration(number(predicted.get("seconds")))),
         ("time it took", words.duration(number(training.get("seconds")))),
         (
@@ -68,7 +69,9 @@ def _way(record: Record, of: str) -> Section:
         ),
         ("bits per weight, as before", words.significant(number(record.numbers.get("bits_per_weight")))),
     ]
-    caption = "The loss on sequences that nothing was learned from, the start at step 0; the least of them is kept."
+    caption = (
+        "The loss on sequences that nothing was learned from, end to end; the least of them is kept, or the start."
+    )
     content: list[Html | Picture] = [Picture(figure, caption), pairs(rows)] if known else [pairs(rows)]
     return Section(f"Training{of}", content)
 
