@@ -63,7 +63,7 @@ def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
     Raises:
         OutputError: there is no space for the state of the training.
     """
-    held, learned = _split(task.ids, training.seed)
+    held, learned = split(task.ids, training.seed)
     start = {name: value.detach().clone() for name, value in _trained(task.distilled).items()}
     if training.checkpointing:
         task.student.module.gradient_checkpointing_enable({"use_reentrant": False})
@@ -96,7 +96,7 @@ def turned(start: Model, student: Student) -> dict[str, float]:
 @torch.no_grad()
 def loss_of_held(task: Task, training: Training) -> float:
     """The loss on the sequences that `train` holds out."""
-    held, _ = _split(task.ids, training.seed)
+    held, _ = split(task.ids, training.seed)
     losses = [float(task.distilled(ids, task.targets(ids))["loss"]) * len(ids) for ids in held.split(training.batch)]
     return sum(losses) / len(held)
 
@@ -110,7 +110,7 @@ def forecast(task: Task, training: Training) -> dict[str, float]:
     loss.backward()
     step = time.monotonic() - began
     slopes = [weight.position.grad for weight in task.student.weights.values()]
-    held, _ = _split(task.ids, training.seed)
+    held, _ = split(task.ids, training.seed)
     seconds = training.steps * step + (CHECKS + 2) * forward * len(held) / training.batch
     read = training.steps * training.batch * training.processes
     learned = min(read, len(task.ids) - len(held)) * ids.shape[1]  # what is read again tells nothing new
@@ -119,8 +119,8 @@ def forecast(task: Task, training: Training) -> dict[str, float]:
     return {"seconds": seconds, "seconds_a_step": step, "tokens": learned, **known}
 
 
-def _split(ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Held-out sequences, and those that are learned from."""
+def split(ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The sequences that are held out, and those that are learned from."""
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
     count = min(MOST, max(1, round(HELD * len(ids))))
     return ids[order[:count]], ids[order[count:]] if len(ids) > count else ids

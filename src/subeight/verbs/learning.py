@@ -18,6 +18,7 @@ from subeight.errors import InputError
 from subeight.export import exporter_for
 from subeight.methods.round.signround import SignRound
 from subeight.models.align import align
+from subeight.models.gauge import Gauge
 from subeight.models.model import Model
 from subeight.models.shell import Shell
 from subeight.models.whole import Whole
@@ -25,7 +26,7 @@ from subeight.recipes import Plan
 from subeight.records import Coordinates
 from subeight.text import Calibration
 from subeight.train.learning import Distilled
-from subeight.train.qat import Task, Training, forecast, loss_of_held, train, turned
+from subeight.train.qat import Task, Training, forecast, loss_of_held, split, train, turned
 from subeight.train.student import Student, student
 from subeight.verbs.options import Options
 from subeight.verbs.planning import target_of
@@ -74,7 +75,8 @@ class Learning:
         """The student as it was best, the start included, and what is told of its training."""
         began = time.monotonic()
         names, ranks = trained(stored_plan(begun), self.asked.only), PartialState()
-        learner, task = self._task(begun, names)
+        gauge = align(self.baseline, begun)
+        learner, task = self._task(begun, gauge, names)
         training = _training(self.asked, self.options, len(self.text.ids) // ranks.num_processes)
         predicted = forecast(task, training)
         codes = predicted["decided"] >= WORTH if self.asked.codes is None else self.asked.codes
@@ -86,15 +88,15 @@ class Learning:
         if self.asked.blockwise:
             del learner, task
             if ranks.is_main_process:
-                self._tune(begun, names, directory / KEPT)
+                self._tune(Versions(begun, self.baseline, gauge), names, directory / KEPT)
             ranks.wait_for_everyone()
-            learner, task = self._task(self.session.model(str(directory / KEPT / TUNED)), names)
+            learner, task = self._task(self.session.model(str(directory / KEPT / TUNED)), gauge, names)
         if not codes:
             learner.keep_codes()
         told |= train(task, training, directory / KEPT / "training")
         told |= {"turned": turned(begun, learner), "seconds": time.monotonic() - began}
         if not told["loss_after"] < told["loss_start"]:
-            learner, _ = self._task(begun, names)
+            learner, _ = self._task(begun, gauge, names)
             told |= {"loss_after": told["loss_start"], "turned": dict.fromkeys(learner.weights, 0.0)}
         return learner, told
 
@@ -103,21 +105,20 @@ class Learning:
         return SignRound(steps=max(1, self.asked.epochs * len(self._read()) // self.asked.batch))
 
     def _read(self) -> torch.Tensor:
-        return self.text.ids[:MOST]
+        return split(self.text.ids, self.options.seed)[1][:MOST]
 
-    def _tune(self, begun: Model, names: set[str], folder: Path) -> None:
+    def _tune(self, versions: Versions, names: set[str], folder: Path) -> None:
         """Writes the checkpoint whose codes are tuned block by block; does nothing where it is there already."""
         if (folder / TUNED / "config.json").is_file():
             return
-        versions = Versions(begun, self.baseline, align(self.baseline, begun))
         settings = replace(loop_settings(self.session), batch=self.asked.batch)
         changed = retune(versions, names, self._tuner(), self._read(), settings, folder / "blocks")
-        plan = stored_plan(begun)
-        transcode(begun, plan, exporter_for(target_of(plan)), folder / TUNED, changed=changed, quiet=self.options.quiet)
+        plan, quiet = stored_plan(versions.start), self.options.quiet
+        transcode(versions.start, plan, exporter_for(target_of(plan)), folder / TUNED, changed=changed, quiet=quiet)
 
-    def _task(self, begun: Model, names: set[str]) -> tuple[Student, Task]:
+    def _task(self, begun: Model, gauge: Gauge, names: set[str]) -> tuple[Student, Task]:
         dtype, device, baseline = self.session.dtype, self.session.device, self.baseline
-        learner = student(begun, baseline, align(baseline, begun), names, dtype, device)
+        learner = student(begun, baseline, gauge, names, dtype, device)
         teacher = Whole(baseline, dtype, device).module.get_submodule(baseline.skeleton.trunk_name)
         heads = Shell(baseline, dtype, device).head(), Shell(begun, dtype, device).head()
 
