@@ -16,7 +16,7 @@ from subeight.verbs.quantize import quantize
 from subeight.verbs.train_qat import train_qat
 from tests.verbs import small
 
-SHORT = Asked(length=32, epochs=4, batch=4, rate=0.02, codes=True)
+SHORT = Asked(length=32, epochs=4, batch=4, rate=0.02, codes=True, blockwise=True)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def qat(
         bool | None,
         typer.Option("--codes/--no-codes", help="learn codes (default: if the text can tell 1 %)"),
     ] = None,
-    blockwise: Annotated[bool, typer.Option(help="codes are tuned block by block first")] = True,
+    blockwise: Annotated[bool, typer.Option(help="codes are tuned block by block first")] = False,
     *,
     options: Options,
 ) -> Result:

@@ -57,7 +57,7 @@ class Asked:
     rate: float = 0.004
     checkpointing: bool = False
     codes: bool | None = None
-    blockwise: bool = True
+    blockwise: bool = False
 
 
 @dataclass(frozen=True)
