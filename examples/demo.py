@@ -113,7 +113,7 @@ def _cached(out: Path, low: str) -> subeight.Result:
     asked = {"windows": 1, "retrieval": 0, "written": 16}
     policies = [part for policy in CACHES for part in ("--policies", policy)]
     options = _options(out, "kv", "smollm2", *policies, "--contexts", "512", "--weights", low, *_typed(asked))
-    return subeight.kv("smollm2", CACHES, contexts=(512,), weights=[low], **asked, options=options)
+    return subeight.kv("smollm2", policies=CACHES, contexts=(512,), weights=[low], **asked, options=options)
 
 
 def _allocated(out: Path) -> None:
