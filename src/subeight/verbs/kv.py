@@ -66,16 +66,10 @@ def kv(
     mapped = [parse_format(text) for text in (formats or (MAPPED if spend else ()))]
     opened = session.model(model)
     lows = [session.model(name) for name in weights]
-    for low in lows:
-        require_same_vocabulary(opened, low)
-    shape = Shape.of(opened.config)
-    for policy in parsed:
-        policy.require_layers(len(shape.sliding))
-    _require_contexts(opened, "--contexts", contexts)
     length = length or max(contexts)
-    _require_contexts(opened, "--length", [length])
+    _require_possible(opened, lows, parsed, contexts, length)
     if spend is not None and spend.kind == "bits":
-        require_enough(_template(parsed), mapped, shape, spend, 0, length, batch)
+        require_enough(_template(parsed), mapped, Shape.of(opened.config), spend, 0, length, batch)
     texts = [_text(session, opened, context, windows, retrieval, written) for context in contexts]
     text = fingerprint([[window.tolist() for window in one.windows] for one in texts])
     coordinates = Coordinates(baseline=opened.coordinate, evaluation=text, stack=session.stack.hash)
@@ -98,6 +92,17 @@ def kv(
             warnings=[f"{one.name}: {words}" for one in loaded for words in one.warnings],
         )
         return finish(run, record, (*map(_line, numbers["cells"]), *sentences))
+
+
+def _require_possible(
+    opened: Model, lows: Sequence[Model], policies: Sequence[KVPolicy], contexts: Sequence[int], length: int
+) -> None:
+    for low in lows:
+        require_same_vocabulary(opened, low)
+    for policy in policies:
+        policy.require_layers(len(Shape.of(opened.config).sliding))
+    _require_contexts(opened, "--contexts", contexts)
+    _require_contexts(opened, "--length", [length])
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,13 @@ class Learning:
         training = _training(self.asked, self.options, len(self.text.ids) // ranks.num_processes)
         predicted = forecast(task, training)
         codes = predicted["decided"] >= WORTH if self.asked.codes is None else self.asked.codes
-        told: dict[str, Any] = {"predicted": predicted, "codes": codes, "loss_start": loss_of_held(task, training)}
+        told: dict[str, Any] = {"predicted": predicted, "codes": codes}
         if self.asked.blockwise:
             predicted["seconds"] += predicted["seconds_a_step"] * self._tuner().steps
         if self.tell is not None and ranks.is_main_process:
             self.tell(foretold(predicted, codes=codes))
         if self.asked.blockwise:
+            told["loss_start"] = loss_of_held(task, training)
             del learner, task
             if ranks.is_main_process:
                 self._tune(Versions(begun, self.baseline, gauge), names, directory / KEPT)
@@ -95,7 +96,7 @@ class Learning:
             learner.keep_codes()
         told |= train(task, training, directory / KEPT / "training")
         told |= {"turned": turned(begun, learner), "seconds": time.monotonic() - began}
-        if not told["loss_after"] < told["loss_start"]:
+        if "loss_start" in told and not told["loss_after"] < told["loss_start"]:
             learner, _ = self._task(begun, gauge, names)
             told |= {"loss_after": told["loss_start"], "turned": dict.fromkeys(learner.weights, 0.0)}
         return learner, told

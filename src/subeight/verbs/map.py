@@ -100,16 +100,10 @@ def map(
         asked |= {"recipe": recipe, "kept": kept_of(opened)}
         asked["methods"] = [use.plain() for use in planned[0][0].methods]
         numbers = _measured(session, opened, job, parsed, run, effort, workers, asked)
-        record = session.record(
-            point,
-            numbers,
-            subject={"model": opened.label, "paths": {"model": where(model)}},
-            settings={
-                **calibration_settings(calibration),
-                **evaluation_settings(options, text.tokens),
-                "eval_cap": options.eval_tokens,
-            },
-        )
+        subject = {"model": opened.label, "paths": {"model": where(model)}}
+        settings = calibration_settings(calibration) | evaluation_settings(options, text.tokens)
+        settings["eval_cap"] = options.eval_tokens
+        record = session.record(point, numbers, subject=subject, settings=settings)
         return finish(run, record, sentences(numbers))
 
 

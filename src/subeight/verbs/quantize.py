@@ -75,18 +75,10 @@ def quantize(
             numbers["gguf"] = {**file.numbers, "file": str(file.path)}
             warnings += file.warnings
             lines.append(f"for llama.cpp: {file.path}")
-        record = session.record(
-            coordinates,
-            numbers,
-            subject={
-                "model": opened.label,
-                "recipe": chosen.name,
-                "checkpoint": str(run.directory),
-                "paths": {"model": where(model)},
-            },
-            settings={**calibration_settings(calibration), "to": to, "engine": engine, "batch": CALIBRATION_BATCH},
-            warnings=warnings,
-        )
+        subject: dict[str, Any] = {"model": opened.label, "recipe": chosen.name, "checkpoint": str(run.directory)}
+        subject["paths"] = {"model": where(model)}
+        settings = {**calibration_settings(calibration), "to": to, "engine": engine, "batch": CALIBRATION_BATCH}
+        record = session.record(coordinates, numbers, subject=subject, settings=settings, warnings=warnings)
         result = finish(run, record, tuple(lines))
     shutil.rmtree(run.directory / ".blocks", ignore_errors=True)
     return result

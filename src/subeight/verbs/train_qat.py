@@ -27,7 +27,7 @@ from subeight.verbs.learning import KEPT, Asked, Learning, warnings_of
 from subeight.verbs.options import Options
 from subeight.verbs.parity import verified
 from subeight.verbs.planning import target_of
-from subeight.verbs.quantize import quantize
+from subeight.verbs.quantize import coordinates_of, quantize
 from subeight.verbs.session import Result, Session, finish, finished, where
 
 KIND = "train-qat"
@@ -45,12 +45,11 @@ def train_qat(
 ) -> Result:
     """Trains codes, scales and norms of `model` quantized by `recipe` until its logits are nearer to the model's own.
 
-    Codes are tuned block by block first (`asked.blockwise`), then what the text can teach is learned end to end.
-
     It begins with the post-training result: `start`, a checkpoint that `quantize` made of this model, or one made now.
     `asked.only` is `all`, `culprits` (linears of at most 3 bits) or a glob; what is not trained stays as it is. `data`
-    is read `asked.epochs` times. `tell` is told, before it starts, what it will take and can gain. The result is a
-    checkpoint of the same formats and bytes, in the run directory. The same command goes on where a killed one stopped.
+    is read `asked.epochs` times, with `asked.blockwise` before that to tune codes block by block. `tell` is told,
+    before it starts, what it will take and can gain. The result is a checkpoint of the same formats and bytes, in the
+    run directory. The same command goes on where a killed one stopped.
 
     Raises:
         InputError: no or too little data, a start of another model, nothing to train, a launch with FSDP.
@@ -64,16 +63,9 @@ def train_qat(
     begun = None if start is None else _require_of(session.model(start), baseline)
     if options.dry_run:
         return _dry(session, baseline, text, asked)
-    identity: dict[str, Any] = {
-        "baseline": baseline.coordinate,
-        "recipe": recipe,
-        "start": begun and begun.coordinate,
-        "data": text.hash,
-    }
-    identity |= {
-        "evaluation": evaluation.hash,
-        "asked": [asked.only, asked.epochs, asked.batch, asked.rate, asked.codes, asked.blockwise],
-    }
+    identity: dict[str, Any] = {"baseline": baseline.coordinate, "recipe": recipe, "start": begun and begun.coordinate}
+    identity |= {"data": text.hash, "evaluation": evaluation.hash}
+    identity["asked"] = [asked.only, asked.epochs, asked.batch, asked.rate, asked.codes, asked.blockwise]
     learning = Learning(session, baseline, text, asked, options, tell)
     ranks = PartialState(cpu=session.device.type == "cpu")
     if not ranks.is_main_process:
@@ -87,13 +79,7 @@ def train_qat(
         numbers = _trained(learning, begun, plan, run.directory)
         question = ask(baseline, evaluation, session.computing, session.cache)
         numbers |= _compared(question, begun, session.model(str(run.directory)), options.seed)
-        point = Coordinates(
-            baseline=baseline.coordinate,
-            recipe=plan.fingerprint,
-            calibration=text.hash,
-            evaluation=evaluation.hash,
-            stack=session.stack.hash,
-        )
+        point = coordinates_of(session, baseline, plan, text, evaluation.hash)
         subject = {"model": baseline.label, "recipe": recipe, "data": data, "paths": {"model": where(model)}}
         warnings = warnings_of(numbers["training"])
         record = session.record(point, numbers, subject=subject, settings=asdict(asked), warnings=warnings)

@@ -99,15 +99,7 @@ def train_qlora(
     case, material = case_of(session, model, recipe, baseline), material or Material()
     require_possible(case, merge)
     shape = shape_of(adapter) if adapter is not None else shape or LoraShape()
-    learned = lessons(
-        case.opened,
-        data,
-        held_out=material.held_out,
-        share=material.share,
-        length=material.length,
-        seed=options.seed,
-        tokens=options.eval_tokens,
-    )
+    learned = _lessons(case, data, material)
     names = tuple(chosen_targets(case.opened, shape.targets))
     if adapter is not None:
         require_fits(adapter, case.opened, case.origin)
@@ -129,6 +121,19 @@ def train_qlora(
         result = finish(run, record, tuple(numbers["findings"]))
     shutil.rmtree(run.directory / "checkpoints", ignore_errors=True)
     return result
+
+
+def _lessons(case: Case, data: str, material: Material) -> Lessons:
+    options = case.session.options
+    return lessons(
+        case.opened,
+        data,
+        held_out=material.held_out,
+        share=material.share,
+        length=material.length,
+        seed=options.seed,
+        tokens=options.eval_tokens,
+    )
 
 
 def _record(

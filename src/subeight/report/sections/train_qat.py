@@ -1,7 +1,9 @@
 """`train qat`: what training through the rounding gained over the post-training result, and what it took."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from statistics import mean
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -58,9 +60,7 @@ def _way(record: Record, of: str) -> Section:
     figure.update_yaxes(title="KL on held-out sequences", rangemode="tozero")
     predicted = mapping(training.get("predicted"))
     rows: list[tuple[Node, Node]] = [
-        ("at the start, held out", words.significant(number(training.get("loss_start")))),
-        ("after blocks were tuned one by one", words.significant(number(training.get("loss_before")))),
-        ("in the end", words.significant(number(training.get("loss_after")))),
+        *_losses(training),
         ("predicted time", words.duration(number(predicted.get("seconds")))),
         ("time it took", words.duration(number(training.get("seconds")))),
         (
@@ -74,6 +74,15 @@ def _way(record: Record, of: str) -> Section:
     )
     content: list[Html | Picture] = [Picture(figure, caption), pairs(rows)] if known else [pairs(rows)]
     return Section(f"Training{of}", content)
+
+
+def _losses(training: Mapping[str, Any]) -> list[tuple[Node, Node]]:
+    before, after = (words.significant(number(training.get(name))) for name in ("loss_before", "loss_after"))
+    start = number(training.get("loss_start"))  # told where blocks were tuned
+    if start is None:
+        return [("before, held out", before), ("after", after)]
+    tuned = ("after blocks were tuned one by one", before)
+    return [("before, held out", words.significant(start)), tuned, ("after", after)]
 
 
 def _moved(record: Record, of: str) -> Section:
