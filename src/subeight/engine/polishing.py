@@ -54,12 +54,12 @@ def _tuned(model: Model, lane: Lane, method: Polish, ids: Tensor, settings: Sett
             gradients=model_in_text.gradients,
             loss=model_in_text.loss,
             keep=partial(keep_tensors, state),
-            kept=partial(kept_tensors, state),
+            kept=lambda: _moved_values(kept_tensors(state), settings.device),
             advance=lambda share: advance(100 * share),
         )
         tuned = method.polish(task, generator_of(settings.seed, method.name), notes)
     atomic_write(lane.folder / "polish" / "notes.json", json.dumps({"method": method.name, **notes}))
-    return tuned
+    return {name: value.cpu() for name, value in tuned.items()}
 
 
 def _tunable(model: Model, lane: Lane, ids: Tensor, settings: Settings) -> Tunable:
@@ -84,6 +84,10 @@ def _tunable(model: Model, lane: Lane, ids: Tensor, settings: Settings) -> Tunab
         heads=(head, shell.head()),
         keeps_graphs=resident and graphs <= (settings.max_memory or free_bytes()) / 2,
     )
+
+
+def _moved_values(kept: dict[str, Tensor] | None, device: torch.device) -> dict[str, Tensor] | None:
+    return None if kept is None else {name: value.to(device) for name, value in kept.items()}
 
 
 def _moved(codes: dict[str, QTensor], device: torch.device) -> dict[str, QTensor]:

@@ -15,6 +15,7 @@ from subeight.models.precision import exact_products
 from subeight.models.shell import Head
 
 _LOGITS = 64 << 20  # bytes of one buffer of logits
+_LOGITS_GPU = 1 << 30  # the same where small products leave the device idle
 _CACHED = 3 << 19  # bytes of the rows that are reduced together: they stay in the cores' caches
 _NEAR = 0.5  # E[exp(-d)] - 1 below which both sums are small, and their difference keeps its digits
 
@@ -35,7 +36,7 @@ def divergences(reference: Tensor, candidates: Sequence[Tensor], heads: Sequence
     load. Identical logits give exactly 0; relative errors are below 1e-4 down to a KL of 1e-7 nats.
     """
     vocabulary = heads[0].vocabulary
-    rows = max(1, _LOGITS // (4 * vocabulary))
+    rows = _rows(vocabulary, reference.device)
     found = torch.zeros(2, len(candidates), len(targets), dtype=torch.float64)
     space = [torch.empty(min(rows, len(targets)), vocabulary, device=reference.device) for _ in range(2)]
     for start in range(0, len(targets), rows):
@@ -59,12 +60,12 @@ def mean_divergence(
     `heads` are the baseline's and the candidate's. For tuning: plain float32 softmax, not the digits of `divergences`.
     """
     aims, given = reference.reshape(-1, reference.shape[-1]), candidate.reshape(-1, candidate.shape[-1])
-    rows = max(1, _LOGITS // (4 * heads[0].vocabulary))
+    rows = _rows(heads[0].vocabulary, given.device)
     total, slopes = 0.0, []
     for start in range(0, len(aims), rows):
         part = slice(start, start + rows)
         with torch.no_grad():
-            base = torch.log_softmax(heads[0](aims[part]), -1)
+            base = torch.log_softmax(heads[0](aims[part].to(given.device)), -1)
         with torch.set_grad_enabled(slope):
             x = given[part].detach().float().requires_grad_(slope)
             loss = torch.nn.functional.kl_div(
@@ -75,6 +76,11 @@ def mean_divergence(
             with exact_products(candidate.dtype):
                 slopes.append(torch.autograd.grad(loss, x)[0] / len(aims))
     return total / len(aims), torch.cat(slopes).reshape(candidate.shape) if slope else None
+
+
+def _rows(vocabulary: int, device: torch.device) -> int:
+    """How many tokens have their logits at once."""
+    return max(1, (_LOGITS if device.type == "cpu" else _LOGITS_GPU) // (4 * vocabulary))
 
 
 def _logits(head: Head, hidden: Tensor, out: Tensor) -> None:

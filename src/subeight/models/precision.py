@@ -36,15 +36,17 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def exact_products(dtype: torch.dtype) -> Iterator[None]:
-    """Float32 matrix products; of tensors whose values are exact in bfloat16 (`dtype` says so) at AMX speed.
+    """Float32 matrix products; of tensors whose values are exact in bfloat16 (`dtype` says so) at the speed of AMX, or
+    of tensor cores in TF32, which holds them too.
 
-    A product of two bf16 numbers is exact in float32 and oneDNN sums in float32, so nothing is lost; with other
-    values this would round them, so `dtype` must be the one that the operands came from.
+    A product of two bf16 numbers is exact in float32, in which both sum, so nothing is lost; with other values this
+    would round them, so `dtype` must be the one that the operands came from.
     """
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set when torch is imported
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+    cpu, gpu = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = cpu.fp32_precision, gpu.fp32_precision
+    exact = dtype == torch.bfloat16
+    cpu.fp32_precision, gpu.fp32_precision = ("bf16", "tf32") if exact else ("ieee", "ieee")
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        cpu.fp32_precision, gpu.fp32_precision = before

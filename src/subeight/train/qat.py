@@ -90,7 +90,7 @@ def turned(start: Model, student: Student) -> dict[str, float]:
     """The share of each linear's codes that are others than in the model that it began with."""
     assert start.codes is not None
     now = student.stored()
-    return {name: float((start.codes.read(name).codes != one.codes.cpu()).float().mean()) for name, one in now.items()}
+    return {name: float((start.codes.read(name).codes != one.codes).float().mean()) for name, one in now.items()}
 
 
 @torch.no_grad()
@@ -104,10 +104,15 @@ def loss_of_held(task: Task, training: Training) -> float:
 def forecast(task: Task, training: Training) -> dict[str, float]:
     """What `train` will take and can learn, from one step; nothing is changed. See `evidence`."""
     ids = task.ids[: training.batch]
+    if ids.is_cuda:
+        task.distilled(ids, task.targets(ids))["loss"].backward()  # the first pass loads what it runs
+        task.distilled.zero_grad(set_to_none=True)
     began = time.monotonic()
     loss = task.distilled(ids, task.targets(ids))["loss"]
     forward = time.monotonic() - began
     loss.backward()
+    if ids.is_cuda:
+        torch.cuda.synchronize(ids.device)
     step = time.monotonic() - began
     slopes = [weight.position.grad for weight in task.student.weights.values()]
     held, _ = split(task.ids, training.seed)
@@ -147,7 +152,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             max_grad_norm=0.0,  # the optimizer's steps do not depend on the gradient's size
             seed=training.seed,
             data_seed=training.seed,
-            use_cpu=held.device.type == "cpu" and not torch.cuda.is_available(),
+            use_cpu=held.device.type == "cpu",
             eval_strategy="steps",
             eval_steps=every,
             save_steps=every,

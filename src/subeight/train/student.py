@@ -34,11 +34,11 @@ class Student:
 
     def stored(self) -> dict[str, QTensor]:
         """The codes and scales that are written."""
-        return {name: weight.stored() for name, weight in self.weights.items()}
+        return {name: weight.stored().to("cpu") for name, weight in self.weights.items()}
 
     def values(self) -> dict[str, Tensor]:
         """The vectors that are written."""
-        return {name: value.detach().float() for name, value in self.vectors.items()}
+        return {name: value.detach().float().cpu() for name, value in self.vectors.items()}
 
 
 def student(
