@@ -32,29 +32,28 @@ class Divergence(torch.autograd.Function):
 
 
 class QuietAdam(torch.optim.Adam):
-    """Adam (Kingma and Ba 2014, https://arxiv.org/abs/1412.6980) with an epsilon that follows each tensor's gradient.
+    """Adam (Kingma and Ba 2014, https://arxiv.org/abs/1412.6980) on gradients in units of their tensor's own.
 
-    Plain Adam moves values whose gradient is noise as far as those that matter, and a move that turns a code is loss.
+    Its epsilon is a share of a tensor's root mean square gradient then: plain Adam moves values whose gradient is noise
+    as far as those that matter, and a move that turns a code is loss.
     """
 
     def __init__(self, student: Student, rate: float) -> None:
         """`rate` is the first step of positions in codes; factors and vectors take a third of it, of their own size."""
-        groups: list[dict[str, Any]] = []
-        for weight in student.weights.values():
-            if weight.position.requires_grad:
-                groups.append({"params": [weight.position], "lr": rate, "quiet": QUIET})
-            groups.append({"params": [weight.factor], "lr": rate / 3, "quiet": QUIET})
-        for value in student.vectors.values():
-            size = float(value.detach().square().mean().sqrt())
-            groups.append({"params": [value], "lr": rate / 3 * size, "quiet": QUIET})
-        super().__init__(groups, betas=BETAS, eps=TINY, fused=True)
+        weights = student.weights.values()
+        positions = [weight.position for weight in weights if weight.position.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": positions, "lr": rate}] if positions else []
+        if weights:
+            groups.append({"params": [weight.factor for weight in weights], "lr": rate / 3})
+        sizes = ((value, float(value.detach().square().mean().sqrt())) for value in student.vectors.values())
+        groups += [{"params": [value], "lr": rate / 3 * size} for value, size in sizes]
+        super().__init__(groups, betas=BETAS, eps=QUIET, fused=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        learned = [group for group in self.param_groups if group["params"][0].grad is not None]
-        squares = torch.stack([group["params"][0].grad.square().mean() for group in learned])
-        for group, size in zip(learned, squares.sqrt().tolist(), strict=True):  # read at once: one wait for a GPU
-            group["eps"] = group["quiet"] * size + TINY
+        for group in self.param_groups:
+            for slope in (parameter.grad for parameter in group["params"] if parameter.grad is not None):
+                slope.div_(slope.square().mean().sqrt_().clamp_min_(TINY))  # nothing that a GPU is waited for
         return super().step(closure)
 
 
