@@ -8,6 +8,7 @@ weights, where the base is more of the whole, is trained for a few updates to co
 
     python -m benchmarks.qlora               # smollm2 and the random Llama, results/qlora.json
     python -m benchmarks.qlora --steps 4 --no-large --no-write     # a try
+    python -m benchmarks.qlora --device cuda   # the memory of a GPU, results/qlora_cuda.json
 """
 
 import argparse
@@ -99,7 +100,7 @@ def course(steps: int) -> Course:
     return Course(steps=steps, batch=BATCH, rate=RATE, save=10**6)
 
 
-def full_lora(model: Path, folder: Path, steps: int, *, asks: bool) -> dict[str, Any]:
+def full_lora(model: Path, folder: Path, steps: int, device: torch.device, *, asks: bool) -> dict[str, Any]:
     """16-bit LoRA as PEFT's users have it, but for the loss, which is ours: logits of scored columns alone."""
     from peft import LoraConfig, get_peft_model
 
@@ -112,13 +113,13 @@ def full_lora(model: Path, folder: Path, steps: int, *, asks: bool) -> dict[str,
     tails = sorted({view.info.name.rpartition(".")[2] for view in opened.views()})
     config = LoraConfig(r=SHAPE.rank, lora_alpha=int(SHAPE.alpha), target_modules=tails, task_type="CAUSAL_LM")
     torch.manual_seed(0)
-    adapted = get_peft_model(module, config)
+    adapted = get_peft_model(module.to(device), config)
     for value in adapted.parameters():
         value.data = value.data.float() if value.requires_grad else value.data
-    device = torch.device("cpu")
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device": device, "seed": 0, "quiet": True}
     found = train(adapted, data.train, course(steps), folder / "full", {"base": None, "made_of": None}, **options)
     numbers = {"seconds": found.seconds, "peak_bytes": peak_rss_bytes(), "imports_bytes": imports}
+    numbers["peak_device_bytes"] = found.device_bytes
     if asks:
         question = Question.of(data)
         apart = module_pass(adapted.get_base_model(), opened, question, Computing(torch.bfloat16, device, True))
@@ -126,7 +127,9 @@ def full_lora(model: Path, folder: Path, steps: int, *, asks: bool) -> dict[str,
     return numbers
 
 
-def our_qlora(model: Path, folder: Path, steps: int, recipe: str, *, asks: bool) -> dict[str, Any]:
+def our_qlora(
+    model: Path, folder: Path, steps: int, device: torch.device, recipe: str, *, asks: bool
+) -> dict[str, Any]:
     """The verb on the same rows; the peak is that at the end of training, its base made in the same process."""
     imports = peak_rss_bytes()
     source = folder / "recipe.yaml"
@@ -140,11 +143,16 @@ def our_qlora(model: Path, folder: Path, steps: int, recipe: str, *, asks: bool)
         course=course(steps),
         merge="none",
         options=subeight.Options(
-            out=folder / f"run-{len(recipe)}", quiet=True, dtype="bfloat16", eval_tokens=None if asks else 20
+            out=folder / f"run-{len(recipe)}",
+            quiet=True,
+            dtype="bfloat16",
+            device=str(device),
+            eval_tokens=None if asks else 20,
         ),
     )
     training = result.numbers["training"]
     numbers = {"seconds": training["seconds"], "peak_bytes": training["peak_rss_bytes"], "imports_bytes": imports}
+    numbers["peak_device_bytes"] = training.get("peak_device_bytes")
     if asks:
         kept = ("merges", "untrained", "metric", "gain", "best", "findings")
         numbers |= {name: result.numbers[name] for name in kept}
@@ -153,7 +161,7 @@ def our_qlora(model: Path, folder: Path, steps: int, recipe: str, *, asks: bool)
 
 
 def in_processes(
-    model: Path, folder: Path, steps: int, threads: int, recipes: list[str], *, asks: bool
+    model: Path, folder: Path, steps: int, threads: int, device: str, recipes: list[str], *, asks: bool
 ) -> dict[str, Any]:
     """Both trainings, each in a process of its own, and their memory as ratios."""
     found: dict[str, Any] = {}
@@ -169,7 +177,8 @@ def in_processes(
             "--folder",
             str(folder),
         ]
-        command += ["--steps", str(steps), "--threads", str(threads)] + ([] if asks else ["--no-questions"])
+        command += ["--steps", str(steps), "--threads", str(threads), "--device", device]
+        command += [] if asks else ["--no-questions"]
         found[name] = run_json(command, cwd=HERE.parent)
     whole = found["full"]
     for name in recipes:
@@ -177,6 +186,8 @@ def in_processes(
         beyond = mine["peak_bytes"] - mine["imports_bytes"], whole["peak_bytes"] - whole["imports_bytes"]
         mine["peak_ratio"] = mine["peak_bytes"] / whole["peak_bytes"]
         mine["peak_ratio_beyond_imports"] = beyond[0] / beyond[1]
+        if whole["peak_device_bytes"]:
+            mine["peak_ratio_device"] = mine["peak_device_bytes"] / whole["peak_device_bytes"]
     return found
 
 
@@ -185,6 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--subject", type=Path, help="another model than smollm2")
     parser.add_argument("--large", action=argparse.BooleanOptionalAction, default=True)
@@ -196,7 +208,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         torch.set_num_threads(arguments.threads)
-        given = arguments.model, arguments.folder, arguments.steps
+        given = arguments.model, arguments.folder, arguments.steps, torch.device(arguments.device)
         child = full_lora if arguments.child == "full" else our_qlora
         more = () if arguments.child == "full" else (arguments.child,)
         print(json.dumps(child(*given, *more, asks=arguments.questions)))
@@ -207,7 +219,7 @@ def main() -> None:
         write_task(folder)
         subject = arguments.subject or unpacked()
         label = "smollm2" if arguments.subject is None else subject.name
-        how = arguments.threads, arguments.recipes
+        how = arguments.threads, arguments.device, arguments.recipes
         numbers[label] = in_processes(subject, folder, arguments.steps, *how, asks=True)
         if arguments.large:
             (folder / "large").mkdir()
@@ -215,7 +227,8 @@ def main() -> None:
             model = write_large(folder / "large" / "model")
             numbers["random 0.8B"] = in_processes(model, folder / "large", LARGE_STEPS, *how, asks=False)
     if arguments.write:
-        write_result("qlora", numbers, steps=arguments.steps, batch=BATCH, rate=RATE, rank=SHAPE.rank, rows=ROWS)
+        name = "qlora" if arguments.device == "cpu" else f"qlora_{arguments.device}"
+        write_result(name, numbers, steps=arguments.steps, batch=BATCH, rate=RATE, rank=SHAPE.rank, rows=ROWS)
     else:
         print(json.dumps(numbers, indent=1))
 

@@ -62,13 +62,17 @@ class Course:
 
 @dataclass(frozen=True)
 class Learned:
-    """What training came to: its loss by update, seconds, and how many updates were taken over from before."""
+    """What training came to: its loss by update, seconds, and how many updates were taken over from before.
+
+    `device_bytes` is the most memory of a GPU that tensors took at once while it trained.
+    """
 
     curve: tuple[dict[str, float], ...]
     steps: int
     resumed: int
     seconds: float
     tokens: int
+    device_bytes: int | None = None
 
     def numbers(self) -> dict[str, Any]:
         """As a record holds it."""
@@ -78,6 +82,7 @@ class Learned:
             "resumed_at": self.resumed,
             "seconds": self.seconds,
             "scored_tokens": self.tokens,
+            **({} if self.device_bytes is None else {"peak_device_bytes": self.device_bytes}),
         }
 
 
@@ -113,6 +118,8 @@ def train(
     last = last_checkpoint(directory)
     before = 0 if last is None else _state(last)["global_step"]
     total = course.steps or _updates(len(rows), course, arguments.world_size)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with progress(total, "Training adapters", "updates", done=before, quiet=quiet) as advance:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Shown(advance))
@@ -121,7 +128,8 @@ def train(
         raise InputError(f"The loss is {found.training_loss}; give a smaller --rate than {course.rate:g}.")
     curve = [{"step": e["step"], "loss": e["loss"]} for e in trainer.state.log_history if "loss" in e]
     scored = sum(sample.count for sample in samples)
-    return Learned(tuple(curve), trainer.state.global_step, before, time.monotonic() - began, scored)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return Learned(tuple(curve), trainer.state.global_step, before, time.monotonic() - began, scored, peak)
 
 
 def _updates(rows: int, course: Course, devices: int) -> int:
