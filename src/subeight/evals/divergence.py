@@ -64,17 +64,16 @@ def mean_divergence(
     total, slopes = 0.0, []
     for start in range(0, len(aims), rows):
         part = slice(start, start + rows)
-        with torch.no_grad():
-            base = torch.log_softmax(heads[0](aims[part].to(given.device)), -1)
         with torch.set_grad_enabled(slope):
             x = given[part].detach().float().requires_grad_(slope)
-            loss = torch.nn.functional.kl_div(
-                torch.log_softmax(heads[1](x), -1), base, reduction="sum", log_target=True
-            )
-        total += float(loss.detach())
+            logits = heads[1](x)
+        with torch.no_grad():
+            difference = torch.log_softmax(heads[0](aims[part].to(given.device)), -1)
+            chances, own = difference.exp(), torch.log_softmax(logits, -1)
+            total += float(torch.linalg.vecdot(chances, difference.sub_(own)).sum(dtype=torch.float64))
         if slope:
-            with exact_products(candidate.dtype):
-                slopes.append(torch.autograd.grad(loss, x)[0] / len(aims))
+            with exact_products(candidate.dtype):  # two softmaxes apart is the gradient to logits
+                slopes.append(torch.autograd.grad(logits, x, own.exp_().sub_(chances))[0] / len(aims))
     return total / len(aims), torch.cat(slopes).reshape(candidate.shape) if slope else None
 
 
