@@ -145,7 +145,7 @@ def stored_by(model: Model, scheme: Scheme, dtype: torch.dtype, device: torch.de
         weight = view.of(plain.weight).float()
         owner, _, tail = name.rpartition(".")
         fixed = scheme.inputs is not None and scheme.inputs.per == "tensor"
-        scales = Scales(torch.full((1, 1), STATIC)) if fixed else None
+        scales = Scales(torch.full((1, 1), STATIC, device=device)) if fixed else None
         packed = QuantLinear(quantize(weight, scheme.weights), plain.bias, scheme.inputs, scales)
         setattr(module.get_submodule(owner), tail, packed)
     return module
