@@ -1,7 +1,7 @@
 """What training through the rounding adds to our best post-training result at the same bits, and what it takes.
 
     python -m benchmarks.qat --work DIR [--only 'W2*'] [--tokens 350000] [--threads 2]
-    python -m benchmarks.qat --work DIR --device cuda --data TEXT --tokens 20000000 --batch 16 --rate 0.003
+    python -m benchmarks.qat --work DIR --device cuda --data TEXT --tokens 20000000 --batch 16 --rate 0.004
 
 smollm2 by `best-int2` and `best-int3` on 128 x 512 tokens of wikitext-2's training text, then `train qat` on windows of
 all of it (or of `--data`). KL on the first 10,240 tokens of the test text, window 1024, paired by window. `culprits` is

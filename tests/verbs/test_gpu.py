@@ -1,4 +1,4 @@
-"""Every verb on a GPU, on a tiny model: it runs, and what is exact on both devices is what the CPU says."""
+"""What computes, on a GPU, on a tiny model: it runs, and what is exact on both devices is what the CPU says."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -79,20 +79,21 @@ def test_the_culprit(house, tuned: Result, tmp_path: Path) -> None:
     assert found.directory is not None and found.lines
 
 
-def test_recipes_side_by_side(house, whole: Path, tmp_path: Path) -> None:
+def test_recipes_side_by_side(house, tmp_path: Path) -> None:
     found = compare(str(house.base), [str(house.rtn), str(house.gptq)], options=on_gpu(house, tmp_path / "out"))
     assert found.lines
 
 
 @pytest.mark.parametrize("blockwise", [False, True], ids=["whole", "blocks first"])
-def test_training_through_the_rounding(house, tuned: Result, tmp_path: Path, blockwise: bool) -> None:
-    asked = Asked(length=32, epochs=2, batch=4, rate=0.02, codes=True, blockwise=blockwise)
+def test_training_through_the_rounding(house, tmp_path: Path, blockwise: bool) -> None:
+    start = quantize(str(house.base), str(house.rtn), options=on_gpu(house, tmp_path / "start")).directory
+    asked = Asked(length=32, epochs=4, batch=4, rate=0.02, codes=True, blockwise=blockwise)
     found = train_qat(
-        str(house.base), data=str(house.calibration), start=str(tuned.directory), asked=asked,
+        str(house.base), data=str(house.calibration), start=str(start), asked=asked,
         options=on_gpu(house, tmp_path / "out"),
     )  # fmt: skip
-    assert found.numbers["training"]["loss_after"] <= found.numbers["training"]["loss_before"]
-    assert found.numbers["kl"] <= 1.1 * found.numbers["kl_start"]
+    assert found.numbers["training"]["loss_after"] < found.numbers["training"]["curve"][0][1]
+    assert found.numbers["kl"] < found.numbers["kl_start"]
 
 
 def test_adapters(house, tmp_path: Path) -> None:
