@@ -55,7 +55,7 @@ class QuantLinear(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._number = _known(self.runner)  # a copy has a runner of its own
+        self._number = _known(self.runner)  # a copy may have a runner of its own
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         rows = x.reshape(-1, self.in_features)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -127,6 +127,9 @@ class Int8:
         self._scales = weight.scales.flatten().float().expand(weight.shape[0]).contiguous()
         self._zeros = torch.zeros(weight.shape[0], dtype=torch.int32)
         self._fixed = scales
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Int8:
+        return self  # torch cannot copy what oneDNN packed, and nothing here changes
 
     @staticmethod
     def why_not(ask: Ask) -> str | None:
