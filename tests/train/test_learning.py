@@ -34,7 +34,7 @@ def test_steps_are_those_of_the_definition(codes: bool) -> None:
     format = Format.parse("int2:g32:sym")
     weight = TrainedWeight(quantize(matrix, format, find_scales(matrix, format)), torch.float32, matrix)
     norm = nn.Parameter(3 * torch.randn(16, generator=generator))
-    student = Student(nn.Module(), {"linear": weight}, {"norm": norm})
+    student = Student(nn.Module(), {"linear": weight}, {"norm": nn.ParameterDict({"original": norm})})
     if not codes:
         student.keep_codes()
     learned = {"factor": weight.factor, "norm": norm} | ({"position": weight.position} if codes else {})

@@ -1,5 +1,6 @@
 """`train qat` on a tiny model: it gains, at the same bytes, what was trained is what is stored, and it resumes."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -135,25 +136,65 @@ def test_a_dry_run_says_its_time_and_writes_nothing(house, start: str, tmp_path:
     assert result.numbers["predicted"]["seconds"] > 0 and not (tmp_path / "out").exists()
 
 
+LAUNCHED = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from subeight.train import qat
+from subeight.verbs import learning
+from subeight.verbs.learning import Asked
+from subeight.verbs.options import Options
+from subeight.verbs.train_qat import train_qat
+
+base, data, start, evals, out, last = sys.argv[1:]
+step, shard = qat._Advance.on_step_end, learning.shard
+
+def stopped(self, args, state, control, **more):
+    step(self, args, state, control, **more)
+    if state.global_step == int(last):
+        sys.exit(3)
+
+def told(*given):
+    print("in shards", flush=True)
+    shard(*given)
+
+qat._Advance.on_step_end, learning.shard = stopped, told
+options = Options(out=Path(out), quiet=True, threads=1, dtype="float32", evals=(evals,))
+asked = Asked(length=32, epochs=2, batch=2, rate=0.02, codes=True)
+train_qat(base, data=data, start=start, asked=asked, options=options)
+assert PartialState().num_processes == 2
+"""
+
+
+def launched(house, start: str, out: Path, *, shards: bool, last: int = -1) -> tuple[int, str]:
+    """Two processes; torchrun and the environment stand for `accelerate launch`, which starts one without a GPU."""
+    script = out.with_suffix(".py")
+    script.write_text(LAUNCHED)
+    given = [str(house.base), str(house.calibration), start, str(house.evals), str(out), str(last)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": str(shards).lower()}
+    command = [sys.executable, *launch, str(script), *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
 def test_two_processes_make_one_checkpoint(house, start: str, tmp_path: Path) -> None:
-    """By `accelerate launch`: each takes half of every step."""
-    script = tmp_path / "launched.py"
-    script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom subeight.verbs.options import Options\n"
-        "from subeight.verbs.learning import Asked\n"
-        "from subeight.verbs.train_qat import train_qat\n"
-        "base, data, start, evals, out = sys.argv[1:]\n"
-        "options = Options(out=Path(out), quiet=True, threads=1, dtype='float32', evals=(evals,))\n"
-        "asked = Asked(length=32, epochs=2, batch=2, rate=0.02, codes=True)\n"
-        "train_qat(base, data=data, start=start, asked=asked, options=options)\n"
-    )
-    given = [str(house.base), str(house.calibration), start, str(house.evals), str(tmp_path / "out")]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    command = [sys.executable, *launch, "--mixed_precision", "no", "--dynamo_backend", "no", str(script), *given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    numbers = Record.read(tmp_path / "out").numbers
-    assert numbers["kl"] < numbers["kl_start"] and Model(str(tmp_path / "out")).codes is not None
+    """Each takes half of every step; with FSDP it holds half of the model, and goes on where it was killed."""
+    outs = {name: tmp_path / name for name in ("whole", "shards", "killed")}
+    status, said = launched(house, start, outs["whole"], shards=False)
+    assert status == 0 and "in shards" not in said, said
+    status, said = launched(house, start, outs["shards"], shards=True)
+    assert status == 0 and said.count("in shards") == 4, said  # the student and the baseline
+    assert launched(house, start, outs["killed"], shards=True, last=7)[0] != 0
+    status, said = launched(house, start, outs["killed"], shards=True)
+    assert status == 0, said
+    numbers = {name: Record.read(out).numbers for name, out in outs.items()}
+    for one in numbers.values():
+        assert one["kl"] < one["kl_start"] and one["parity"]["max_abs"] < one["parity"]["bound"]
+    assert numbers["shards"]["kl"] == pytest.approx(numbers["whole"]["kl"], rel=1e-3)
+    assert Model(str(outs["whole"])).codes is not None
+    for path in outs["shards"].glob("*.safetensors"):
+        assert path.read_bytes() == (outs["killed"] / path.name).read_bytes()
 
 
 def test_codes_that_the_text_cannot_tell_stay(house, start: str, tmp_path: Path) -> None:
@@ -168,9 +209,3 @@ def test_codes_that_the_text_cannot_tell_stay(house, start: str, tmp_path: Path)
     assert training["predicted"]["decided"] < 0.01 and training["codes"] is False
     assert set(training["turned"].values()) == {0.0} and training["loss_after"] < training["loss_before"]
     assert "scales and norms alone" in told[0] and "too short" in result.record.warnings[0]
-
-
-def test_shards_are_refused(house, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="without --use_fsdp"):
-        train_qat(str(house.base), data=str(house.calibration), options=house.options())

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from subeight.train.shards import whole
+
 PLACED = 0.25  # codes: within this a code is told from its neighbour
 
 
@@ -23,8 +25,8 @@ def evidence(slopes: Sequence[Tensor], tokens: int, learned: int) -> dict[str, f
     most of the curvature, and training wins little of it.
     """
     # one gradient is a poor estimate of its own mean square, so the values of a group share theirs
-    squares = torch.cat([slope.double().square().mean(-1).flatten() for slope in slopes]).cpu()
-    counts = torch.cat([torch.full((slope[..., 0].numel(),), slope.shape[-1]).double() for slope in slopes])
+    squares = torch.cat([whole(slope.double().square().mean(-1)).flatten() for slope in slopes]).cpu()
+    counts = torch.cat([torch.full((slope.numel() // slope.shape[-1],), slope.shape[-1]).double() for slope in slopes])
     information = squares * tokens  # of one token
     weight = counts / counts.sum()
     order = information.argsort(descending=True)

@@ -18,6 +18,7 @@ from subeight.errors import FormatError
 from subeight.formats import Format, QTensor, Scales, fake_quantize
 from subeight.formats.rotation import rotate, unrotate
 from subeight.formats.scales import grouped, storable, ungrouped
+from subeight.train.shards import whole
 
 NEAR = 0.25  # codes: how far from its code a position starts at most, so that noise alone turns none
 
@@ -54,11 +55,11 @@ class TrainedWeight(nn.Module):
 
     def scale(self) -> Float[Tensor, "out groups"]:
         """Scales as they are stored."""
-        return storable(self.format, self.scales * self.factor)
+        return storable(self.format, self.scales * whole(self.factor))
 
     def values(self) -> Tensor:
         """Codes [out, groups, columns]."""
-        return self.position.round().clamp_(*self.format.levels)
+        return whole(self.position).round().clamp_(*self.format.levels)
 
     @torch.no_grad()
     def stored(self) -> QTensor:

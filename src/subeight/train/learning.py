@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from subeight.evals.divergence import mean_divergence
 from subeight.models.shell import Head
+from subeight.train.shards import like, whole
 from subeight.train.student import Student
 
 BETAS = (0.9, 0.95)
@@ -45,7 +46,7 @@ class QuietAdam(torch.optim.Adam):
         groups: list[dict[str, Any]] = [{"params": positions, "lr": rate}] if positions else []
         if weights:
             groups.append({"params": [weight.factor for weight in weights], "lr": rate / 3})
-        sizes = ((value, float(value.detach().square().mean().sqrt())) for value in student.vectors.values())
+        sizes = ((value, float(_mean_square(value.detach()).sqrt())) for value in student.vectors.values())
         groups += [{"params": [value], "lr": rate / 3 * size} for value, size in sizes]
         super().__init__(groups, betas=BETAS, eps=QUIET, fused=True)
 
@@ -53,8 +54,27 @@ class QuietAdam(torch.optim.Adam):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         for group in self.param_groups:
             for slope in (parameter.grad for parameter in group["params"] if parameter.grad is not None):
-                slope.div_(slope.square().mean().sqrt_().clamp_min_(TINY))  # nothing that a GPU is waited for
+                slope.div_(_mean_square(slope).sqrt_().clamp_min_(TINY))  # nothing that a GPU is waited for
         return super().step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, whole, in every process."""
+        found = super().state_dict()
+        found["state"] = {at: {n: whole(v) for n, v in one.items()} for at, one in found["state"].items()}
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave, in as many processes as there are now."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        state = {
+            at: {n: like(v, parameters[at]) if v.shape == parameters[at].shape else v for n, v in one.items()}
+            for at, one in state_dict["state"].items()
+        }
+        super().load_state_dict(state_dict | {"state": state})
+
+
+def _mean_square(value: Tensor) -> Tensor:
+    return whole(value.square().sum()) / value.numel()
 
 
 class Distilled(nn.Module):
@@ -68,10 +88,15 @@ class Distilled(nn.Module):
         self._heads = [heads]  # in a list, so that they are no parts of it
 
     def state_dict(self, *given: Any, **named: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What is trained alone: the rest is the checkpoint's that it began with."""
-        whole = super().state_dict(*given, **named)
+        """What is trained alone, whole in every process: the rest is the checkpoint's that it began with."""
+        everything = super().state_dict(*given, **named)
         trained = {name for name, value in self.named_parameters() if value.requires_grad}
-        return {name: value for name, value in whole.items() if name in trained}
+        return {name: whole(value) for name, value in everything.items() if name in trained}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *given: Any, **named: Any) -> Any:
+        """Takes what `state_dict` gave."""
+        now = dict(self.named_parameters())
+        return super().load_state_dict({n: like(v, now[n]) for n, v in state_dict.items()}, *given, **named)
 
     def forward(self, input_ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
         final = self.module.get_submodule(self.trunk)(input_ids=input_ids, use_cache=False).last_hidden_state

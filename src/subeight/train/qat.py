@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from subeight.errors import OutputError
+from subeight.formats import QTensor
 from subeight.models.model import Model
 from subeight.records.progress import Advance, progress
 from subeight.train.evidence import evidence
@@ -69,12 +71,12 @@ def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
         task.student.module.gradient_checkpointing_enable({"use_reentrant": False})
     with progress(training.steps, "Training", "steps", quiet=training.quiet) as advance:
         trainer = _Trainer(task, training, folder, learned, held, advance)
-        first = trainer.loss_of_held()
         try:
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
         except OSError as error:
             raise OutputError(f"The state of the training cannot be kept in {folder} ({error}); free space.") from error
-        last = trainer.loss_of_held()
+        curve, last = trainer.curve(), trainer.loss_of_held()
+    first = curve[0][1]
     if not last < first:
         for name, value in _trained(task.distilled).items():
             value.data.copy_(start[name])
@@ -82,14 +84,13 @@ def train(task: Task, training: Training, folder: Path) -> dict[str, Any]:
         "steps": training.steps,
         "loss_before": first,
         "loss_after": min(first, last),
-        "curve": [[0, first], *trainer.curve()],
+        "curve": curve,
     }
 
 
-def turned(start: Model, student: Student) -> dict[str, float]:
+def turned(start: Model, now: Mapping[str, QTensor]) -> dict[str, float]:
     """The share of each linear's codes that are others than in the model that it began with."""
     assert start.codes is not None
-    now = student.stored()
     return {name: float((start.codes.read(name).codes != one.codes).float().mean()) for name, one in now.items()}
 
 
@@ -154,6 +155,7 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
             data_seed=training.seed,
             use_cpu=held.device.type == "cpu",
             eval_strategy="steps",
+            eval_on_start=True,  # not before it: what was evaluated, accelerate does not prepare for training any more
             eval_steps=every,
             save_steps=every,
             save_total_limit=2,
@@ -191,8 +193,20 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
 
     def curve(self) -> list[list[float]]:
         """The held-out loss by step, as it was read on the way."""
-        rows = {row["step"]: row["eval_loss"] for row in self.state.log_history if "eval_loss" in row and row["step"]}
+        rows = {row["step"]: row["eval_loss"] for row in self.state.log_history if "eval_loss" in row}
         return [[step, loss] for step, loss in sorted(rows.items())]
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Nothing: it stands there already, maybe in shards, which cannot be moved."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        state = self.model.state_dict()  # of shards every process gives its own
+        self._save(output_dir, state_dict=state)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        states = {OPTIMIZER_NAME: self.optimizer.state_dict(), SCHEDULER_NAME: self.lr_scheduler.state_dict()}
+        for name, state in states.items() if self.args.should_save else ():
+            torch.save(state, Path(output_dir) / name)
 
     def loss_of_held(self) -> float:
         return float(self.evaluate()["eval_loss"])

@@ -17,15 +17,21 @@ from subeight.models.gauge import Gauge
 from subeight.models.model import Model
 from subeight.models.whole import Whole
 from subeight.train.fake import FakeLinear, TrainedWeight
+from subeight.train.shards import whole
 
 
 @dataclass
 class Student:
-    """The module, its trained weights by the names of their linears, and its trained vectors by their own."""
+    """The module, its trained weights by the names of their linears, and what holds its trained vectors by theirs."""
 
     module: PreTrainedModel
     weights: dict[str, TrainedWeight] = field(default_factory=dict)
-    vectors: dict[str, nn.Parameter] = field(default_factory=dict)
+    holders: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def vectors(self) -> dict[str, nn.Parameter]:
+        """The trained vectors as they are now: sharding puts others in their places."""
+        return {name: holder.get_parameter("original") for name, holder in self.holders.items()}
 
     def keep_codes(self) -> None:
         """Scales and norms are trained alone from now on."""
@@ -38,7 +44,7 @@ class Student:
 
     def values(self) -> dict[str, Tensor]:
         """The vectors that are written."""
-        return {name: value.detach().float().cpu() for name, value in self.vectors.items()}
+        return {name: whole(value.detach()).float().cpu() for name, value in self.vectors.items()}
 
 
 def student(
@@ -110,4 +116,4 @@ def _train_vectors(found: Student) -> None:
                 continue
             setattr(module, tail, nn.Parameter(value.detach().float()))
             parametrize.register_parametrization(module, tail, _AsStored(value.dtype), unsafe=True)
-            found.vectors[f"{name}.{tail}"] = module.parametrizations[tail].original
+            found.holders[f"{name}.{tail}"] = module.parametrizations[tail]

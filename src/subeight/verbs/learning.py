@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from subeight.engine.retuning import Versions, retune
 from subeight.engine.transcode import stored_plan, transcode
 from subeight.errors import InputError
 from subeight.export import exporter_for
+from subeight.formats import QTensor
 from subeight.methods.round.signround import SignRound
 from subeight.models.align import align
 from subeight.models.gauge import Gauge
@@ -27,6 +29,7 @@ from subeight.records import Coordinates
 from subeight.text import Calibration
 from subeight.train.learning import Distilled
 from subeight.train.qat import Task, Training, forecast, loss_of_held, split, train, turned
+from subeight.train.shards import shard, take_over
 from subeight.train.student import Student, student
 from subeight.verbs.options import Options
 from subeight.verbs.planning import target_of
@@ -61,6 +64,15 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """Codes and scales by linear, vectors by name, and what is told of the training."""
+
+    codes: dict[str, QTensor]
+    values: dict[str, torch.Tensor]
+    told: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Learning:
     """What every process of a training does alike: one, or those of `accelerate launch`."""
 
@@ -71,8 +83,12 @@ class Learning:
     options: Options
     tell: Callable[[str], None] | None = None
 
-    def learn(self, begun: Model, directory: Path) -> tuple[Student, dict[str, Any]]:
-        """The student as it was best, the start included, and what is told of its training."""
+    @cached_property
+    def _sharded(self) -> bool:
+        return take_over() and PartialState().num_processes > 1
+
+    def learn(self, begun: Model, directory: Path) -> Learned:
+        """The student as it was best, the start included."""
         began = time.monotonic()
         names, ranks = trained(stored_plan(begun), self.asked.only), PartialState()
         gauge = align(self.baseline, begun)
@@ -95,11 +111,12 @@ class Learning:
         if not codes:
             learner.keep_codes()
         told |= train(task, training, directory / KEPT / "training")
-        told |= {"turned": turned(begun, learner), "seconds": time.monotonic() - began}
         if "loss_start" in told and not told["loss_after"] < told["loss_start"]:
             learner, _ = self._task(begun, gauge, names)
-            told |= {"loss_after": told["loss_start"], "turned": dict.fromkeys(learner.weights, 0.0)}
-        return learner, told
+            told["loss_after"] = told["loss_start"]
+        found = learner.stored()
+        told |= {"turned": turned(begun, found), "seconds": time.monotonic() - began}
+        return Learned(found, learner.values(), told)
 
     def _tuner(self) -> SignRound:
         """What tunes blocks: as many steps as the text has batches, each epoch."""
@@ -119,8 +136,10 @@ class Learning:
 
     def _task(self, begun: Model, gauge: Gauge, names: set[str]) -> tuple[Student, Task]:
         dtype, device, baseline = self.session.dtype, self.session.device, self.baseline
-        learner = student(begun, baseline, gauge, names, dtype, device)
-        teacher = Whole(baseline, dtype, device).module.get_submodule(baseline.skeleton.trunk_name)
+        home = torch.device("cpu") if self._sharded else device  # no GPU holds all of it then
+        learner = student(begun, baseline, gauge, names, dtype, home)
+        whole = Whole(baseline, dtype, home).module
+        teacher = whole.get_submodule(baseline.skeleton.trunk_name)
         heads = Shell(baseline, dtype, device).head(), Shell(begun, dtype, device).head()
 
         @torch.no_grad()
@@ -128,6 +147,9 @@ class Learning:
             return teacher(input_ids=ids, use_cache=False).last_hidden_state
 
         distilled = Distilled(learner.module, begun.skeleton.trunk_name, heads)
+        if self._sharded:
+            shard(teacher, whole.get_submodule(baseline.skeleton.blocks_name).children(), device)
+            shard(distilled, learner.module.get_submodule(begun.skeleton.blocks_name).children(), device)
         return learner, Task(learner, distilled, targets, self.text.ids.to(device))
 
     def follow(self, ranks: PartialState, begun: Model | None) -> Result:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
 from subeight.engine.transcode import stored_plan, transcode
-from subeight.errors import InputError, ModelError, RecordError
+from subeight.errors import ModelError, RecordError
 from subeight.evals.loss import recovered
 from subeight.evals.passes import context_length
 from subeight.evals.scoring import Question, ask, measure
@@ -52,9 +51,8 @@ def train_qat(
     run directory. The same command goes on where a killed one stopped.
 
     Raises:
-        InputError: no or too little data, a start of another model, nothing to train, a launch with FSDP.
+        InputError: no or too little data, a start of another model, nothing to train.
     """
-    _require_no_shards()
     options, asked = options or Options(), asked or Asked()
     session = Session(KIND, options)
     baseline = session.model(model)
@@ -90,15 +88,15 @@ def train_qat(
 
 def _trained(learning: Learning, begun: Model, plan: Plan, directory: Path) -> dict[str, Any]:
     """Trains, and writes the checkpoint into `directory`; what a record says of both."""
-    learner, told = learning.learn(begun, directory)
-    changed, values, quiet = learner.stored(), learner.values(), learning.options.quiet
+    learned = learning.learn(begun, directory)
+    changed, values, quiet = learned.codes, learned.values, learning.options.quiet
     transcode(begun, plan, exporter_for(target_of(plan)), directory, changed=changed, values=values, quiet=quiet)
     return {
         "bits_per_weight": plan.bits_per_weight,
         "bytes": plan.bytes,
         "checkpoint": str(directory),
         "linears": sorted(changed),
-        "training": told,
+        "training": learned.told,
         "parity": verified(directory, learning.session),
     }
 
@@ -111,14 +109,6 @@ def _compared(question: Question, start: Model, trained_model: Model, seed: int)
     for name, loss in (("kl_start", first), ("kl", last)):
         found |= {name: loss.value, f"{name}_ci": loss.interval(seed).ci}
     return found
-
-
-def _require_no_shards() -> None:
-    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        raise InputError(
-            "`accelerate launch` was asked for FSDP, but every process here holds the whole model; launch it "
-            "without --use_fsdp (each process takes its part of every step)."
-        )
 
 
 def _text(model: Model, data: str, asked: Asked, seed: int) -> Calibration:
